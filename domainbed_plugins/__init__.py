@@ -1,0 +1,1 @@
+"""Everything that touches DomainBed, and the embedded testbed that speaks its interface."""

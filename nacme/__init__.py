@@ -1,0 +1,62 @@
+"""nacme: choose domain-generalization checkpoints by neuron activation coverage, and study the choice.
+
+The names below load on first use, so that ``import nacme`` and ``nacme --help`` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from nacme.correlation import rank_correlation
+    from nacme.coverage import NeuronActivationCoverage
+    from nacme.errors import NacmeError, NacmeWarning
+    from nacme.measurement import Measurement, measure
+    from nacme.recorder import Recorder
+    from nacme.records import load_sweep
+    from nacme.selection import select
+    from nacme.states import kl_gradients, neuron_states
+
+_HOMES = {
+    "kl_gradients": "nacme.states",
+    "neuron_states": "nacme.states",
+    "NeuronActivationCoverage": "nacme.coverage",
+    "measure": "nacme.measurement",
+    "Measurement": "nacme.measurement",
+    "Recorder": "nacme.recorder",
+    "load_sweep": "nacme.records",
+    "select": "nacme.selection",
+    "rank_correlation": "nacme.correlation",
+    "NacmeError": "nacme.errors",
+    "NacmeWarning": "nacme.errors",
+}
+
+__all__ = [
+    "Measurement",
+    "NacmeError",
+    "NacmeWarning",
+    "NeuronActivationCoverage",
+    "Recorder",
+    "kl_gradients",
+    "load_sweep",
+    "measure",
+    "neuron_states",
+    "ood",
+    "rank_correlation",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ood":
+        return importlib.import_module("nacme.ood")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nacme' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
