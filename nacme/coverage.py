@@ -1,0 +1,261 @@
+"""Neuron activation coverage: how much of each neuron's state space a set of samples fills.
+
+Source: Liu et al., ICLR 2024 (arXiv 2306.02879), equations 3 to 5, and the authors' code,
+``domainbed/benchmark_notes/coverage.py`` (NAC-ME, equal bins) and ``openood/postprocessors/nac`` (NAC-UE,
+log-spaced bins), whose numbers these functions reproduce.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from nacme.errors import ConfigError
+
+SPACINGS = ("linear", "log")
+
+
+def bin_edges(bins: int, spacing: str = "linear") -> Tensor:
+    """Edges of the bins that states are counted in.
+
+    Parameters
+    ----------
+    bins : int
+        ``M``, the number of edges: there are ``M - 1`` bins, closed on the left and open on the right.
+    spacing : {"linear", "log"}
+        ``"linear"``: equal bins over [0, 1]. ``"log"``: the authors' bins for NAC-UE, narrow around 0.5, the
+        last two edges at 1.01 and 1.2 so that a state of exactly 1 counts. Needs an even ``M``.
+
+    Returns
+    -------
+    Tensor, shape [M]
+        Ascending; float32 for ``"linear"`` and float64 for ``"log"``, as the authors compare them.
+
+    Raises
+    ------
+    ConfigError
+        If ``bins`` is below 2, or below 4 or odd with ``"log"``, or ``spacing`` is unknown.
+    """
+    if spacing not in SPACINGS:
+        raise ConfigError(f"spacing={spacing!r} is unknown; use one of {', '.join(map(repr, SPACINGS))}")
+    if bins < 2:
+        raise ConfigError(f"bins={bins} must be at least 2: bins are counted between that many edges")
+    if spacing == "linear":
+        return torch.linspace(0.0, 1.0, bins)
+    if bins % 2 or bins < 4:
+        raise ConfigError(f"bins={bins} must be even and at least 4 with spacing='log'")
+    lower = np.log(np.linspace(1.0, math.sqrt(1000.0), bins // 2)) / np.log(1000.0)
+    upper = (1 - lower)[::-1].copy()
+    upper[-1] += 0.01
+    return torch.from_numpy(np.concatenate([lower[:-1], upper, [1.2]]))
+
+
+def bin_indices(states: Tensor, edges: Tensor) -> Tensor:
+    """Find the bin that each state falls in.
+
+    Parameters
+    ----------
+    states : Tensor, shape [B, N]
+    edges : Tensor, shape [M]
+
+    Returns
+    -------
+    Tensor, shape [B, N], int32
+        0 below the first edge, ``k`` in bin ``k - 1``, ``M`` from the last edge on and for NaN. The comparison
+        is exact, in the wider of the two types.
+    """
+    dtype = torch.promote_types(states.dtype, edges.dtype)
+    return torch.bucketize(states.to(dtype), edges.to(dtype), right=True, out_int32=True)
+
+
+def count_states(states: Tensor, edges: Tensor) -> Tensor:
+    """Count, for each neuron, the states that fall in each bin.
+
+    Parameters
+    ----------
+    states : Tensor, shape [B, N]
+    edges : Tensor, shape [M]
+
+    Returns
+    -------
+    Tensor, shape [N, M - 1], int64
+        States outside every bin, and NaN, are in none.
+
+    Notes
+    -----
+    Memory is O(B N + N M), and on CUDA the host does not wait for the device.
+    """
+    neurons, slots = states.shape[1], len(edges) + 1
+    index = bin_indices(states, edges)
+    if neurons * slots > torch.iinfo(torch.int32).max:
+        index = index.long()
+    index += torch.arange(neurons, device=states.device, dtype=index.dtype) * slots
+    if states.is_cuda:
+        # bincount would wait for the device to learn the largest index
+        found = torch.zeros(neurons * slots, dtype=torch.int64, device=states.device)
+        found.index_add_(0, index.flatten(), found.new_ones(()).expand(index.numel()))
+    else:
+        found = torch.bincount(index.flatten(), minlength=neurons * slots)
+    return found.view(neurons, slots)[:, 1:-1]
+
+
+def nac_function(counts: Tensor, fill: float | Tensor) -> Tensor:
+    """Turn counts into coverage: ``min(count / O, 1)``.
+
+    Parameters
+    ----------
+    counts : Tensor, shape [N, M - 1]
+    fill : float or scalar Tensor
+        ``O``, the count from which a bin is fully covered.
+
+    Returns
+    -------
+    Tensor, shape [N, M - 1]
+        Float64 in [0, 1] (float32 on devices without it).
+    """
+    dtype = torch.float32 if counts.device.type == "mps" else torch.float64
+    return (counts.to(dtype) / fill).clamp(max=1)
+
+
+class NeuronActivationCoverage(Metric):
+    """Coverage of neuron states by the samples seen so far: NAC-ME, and NAC-UE's likelihood.
+
+    Parameters
+    ----------
+    num_neurons : int
+        ``N``.
+    bins : int
+        ``M``, the number of edges; states are counted in ``M - 1`` bins.
+    fill : int or float
+        ``O``. An int is a count, as in the authors' code; a float is the fraction of the counted samples, which
+        does not grow with the data set.
+    spacing : {"linear", "log"}
+        See `bin_edges`. NAC-ME uses ``"linear"``, NAC-UE ``"log"``.
+    **kwargs
+        Passed on to `torchmetrics.Metric`.
+
+    Attributes
+    ----------
+    counts : Tensor, shape [N, M - 1], int64
+        Summed when metrics are merged or processes synchronized.
+    num_samples : Tensor, scalar, int64
+        Samples counted. Rows that are NaN throughout do not count: that is how samples are masked.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is out of range.
+
+    Examples
+    --------
+    >>> coverage = NeuronActivationCoverage(num_neurons=2, bins=3, fill=1)
+    >>> coverage.update(torch.tensor([[0.2, 0.2], [0.7, 0.3]]))
+    >>> coverage.per_neuron()
+    tensor([0.6667, 0.3333])
+    >>> coverage.compute()
+    tensor(0.5000)
+
+    Notes
+    -----
+    The mean is over ``M``, though there are ``M - 1`` bins, as in the authors' code: full coverage is
+    ``(M - 1) / M``. Source: arXiv 2306.02879, equations 3 to 5.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    counts: Tensor
+    num_samples: Tensor
+
+    def __init__(
+        self,
+        num_neurons: int,
+        bins: int = 50,
+        fill: int | float = 500,
+        spacing: str = "linear",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_neurons < 1:
+            raise ConfigError(f"num_neurons={num_neurons} must be at least 1")
+        if not fill > 0 or (isinstance(fill, float) and fill > 1):
+            raise ConfigError(
+                f"fill={fill!r} must be a positive count (int) or a fraction of the samples (float <= 1)"
+            )
+        self.num_neurons, self.bins, self.fill, self.spacing = num_neurons, bins, fill, spacing
+        self._edges = bin_edges(bins, spacing)
+        self.add_state("counts", torch.zeros(num_neurons, bins - 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, states: Tensor) -> None:
+        """Count a batch.
+
+        Parameters
+        ----------
+        states : Tensor, shape [B, N]
+        """
+        self._check(states)
+        self.counts += count_states(states, self._edges_on(states.device))
+        self.num_samples += states.isnan().all(dim=1).logical_not().sum()
+
+    def compute(self) -> Tensor:
+        """Coverage averaged over neurons.
+
+        Returns
+        -------
+        Tensor, scalar
+            NAC-ME. NaN if ``fill`` is a fraction and nothing was counted.
+        """
+        return self.per_neuron().mean()
+
+    def per_neuron(self) -> Tensor:
+        """Coverage of each neuron.
+
+        Returns
+        -------
+        Tensor, shape [N]
+        """
+        return (nac_function(self.counts, self._fill_count()).sum(dim=1) / self.bins).to(self.dtype)
+
+    def likelihood(self, states: Tensor) -> Tensor:
+        """Score samples by the coverage of the bins that their states fall in.
+
+        Parameters
+        ----------
+        states : Tensor, shape [B, N]
+
+        Returns
+        -------
+        Tensor, shape [B]
+            NAC-UE's score, in [0, 1]: higher is more in-distribution. A state outside every bin scores 0.
+        """
+        self._check(states)
+        covered = torch.nn.functional.pad(nac_function(self.counts, self._fill_count()), (1, 1))
+        index = bin_indices(states, self._edges_on(states.device)).long()
+        return covered.T.gather(0, index).mean(dim=1).to(self.dtype)
+
+    def occupied_bins(self) -> Tensor:
+        """Mean over neurons of the number of bins that hold any state.
+
+        Returns
+        -------
+        Tensor, scalar
+        """
+        return (self.counts > 0).sum(dim=1).to(self.dtype).mean()
+
+    def _fill_count(self) -> float | Tensor:
+        return self.fill * self.num_samples if isinstance(self.fill, float) else self.fill
+
+    def _edges_on(self, device: torch.device) -> Tensor:
+        self._edges = self._edges.to(device)
+        return self._edges
+
+    def _check(self, states: Tensor) -> None:
+        if states.dim() != 2 or states.shape[1] != self.num_neurons:
+            raise ConfigError(f"states must be [B, {self.num_neurons}], not {list(states.shape)}")
