@@ -69,15 +69,11 @@ def kl_gradients(logits: Tensor, activations: Tensor | Sequence[Tensor]) -> list
             "that require them"
         )
     if any(not activation.requires_grad for activation in wanted):
-        raise LayerError(
-            "an activation does not require gradients, so the logits cannot be differentiated by it"
-        )
+        raise LayerError("an activation does not require gradients, so the logits cannot be differentiated by it")
     found = torch.autograd.grad(uniform_kl(logits).sum(), wanted, allow_unused=True)
     for position, gradient in enumerate(found):
         if gradient is None:
-            raise LayerError(
-                f"the logits do not depend on activation {position}; tap a layer that feeds them"
-            )
+            raise LayerError(f"the logits do not depend on activation {position}; tap a layer that feeds them")
     return list(found)
 
 

@@ -1,0 +1,421 @@
+"""Measuring a model on a data set: accuracy, cross-entropy and NAC-ME from one pass."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nacme.coverage import NeuronActivationCoverage
+from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeError
+from nacme.states import at_least_float32
+from nacme.taps import Reading, Taps, untouched
+
+#: alpha="auto" puts this many standard deviations of ``z * g`` at the sigmoid's argument 1
+AUTO_SPREADS = 0.5
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one pass over a data set found.
+
+    Attributes
+    ----------
+    accuracy : float
+        Fraction of samples whose largest logit is the label's.
+    loss : float
+        Mean cross-entropy, in nats.
+    nac_me : float
+        Mean of ``per_layer``. NaN if it could not be computed.
+    per_layer : dict of str to float
+        NAC-ME by layer name.
+    occupied_bins : float
+        Mean number of bins per neuron that hold any state, averaged over layers.
+    num_samples : int
+        Samples in the loader.
+    num_counted : int
+        Samples that coverage counted: the correctly classified ones, or all.
+    alpha : dict of str to float
+        The scale used, by layer name: what ``alpha="auto"`` came to.
+    degenerate : bool
+        Whether coverage says little more than how many samples were counted.
+    """
+
+    accuracy: float
+    loss: float
+    nac_me: float
+    per_layer: dict[str, float]
+    occupied_bins: float
+    num_samples: int
+    num_counted: int
+    alpha: dict[str, float]
+    degenerate: bool
+
+
+@dataclass(frozen=True)
+class CoverageSettings:
+    """Hyper-parameters of NAC-ME.
+
+    Attributes
+    ----------
+    alpha : float or "auto"
+        Steepness of the sigmoid. ``"auto"`` takes it, layer by layer, from the spread of ``z * g`` over the
+        samples counted, at the price of keeping one number per sample and neuron until the pass is over.
+    bins : int
+        ``M``.
+    fill : int or float
+        ``O``, as a count (int) or as a fraction of the counted samples (float).
+    correct_only : bool
+        Count correctly classified samples only.
+    """
+
+    alpha: float | str = 0.1
+    bins: int = 50
+    fill: int | float = 500
+    correct_only: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, str):
+            if self.alpha != "auto":
+                raise ConfigError(f"alpha={self.alpha!r} must be a positive number or 'auto'")
+        elif not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise ConfigError(f"alpha={self.alpha!r} must be a positive number or 'auto'")
+        NeuronActivationCoverage(1, self.bins, self.fill)
+
+
+@dataclass
+class CoverageCounter:
+    """NAC-ME of one setting, gathered batch by batch over any number of loaders.
+
+    Attributes
+    ----------
+    settings : CoverageSettings
+    coverage : dict of str to NeuronActivationCoverage
+        By layer name, filled as batches come.
+    alpha : dict of str to float
+        The scale in use, by layer name.
+    """
+
+    settings: CoverageSettings
+    coverage: dict[str, NeuronActivationCoverage] = field(default_factory=dict)
+    alpha: dict[str, float] = field(default_factory=dict)
+    _kept: dict[str, list[Tensor]] = field(default_factory=dict)
+    _num_nan: Tensor | int = 0
+
+    def update(self, reading: Reading, correct: Tensor) -> None:
+        """Count a batch.
+
+        Parameters
+        ----------
+        reading : Reading
+        correct : Tensor, shape [B], bool
+            Which samples were classified correctly.
+        """
+        for name, activation in reading.activations.items():
+            # float32 whatever the model's type: states saturate where the authors' do
+            product = activation.float() * reading.gradients[name].float()
+            self._num_nan = self._num_nan + product.isnan().sum()
+            if self.settings.correct_only:
+                # NaN falls in no bin; indexing would make the host wait for the device
+                product = product.masked_fill(~correct.unsqueeze(1), math.nan)
+            if self.settings.alpha == "auto":
+                self._kept.setdefault(name, []).append(product.cpu())
+            else:
+                self.alpha[name] = float(self.settings.alpha)
+                self._count(name, product)
+
+    def finish(self) -> None:
+        """Count what ``alpha="auto"`` kept back until its scale was known."""
+        for name, kept in self._kept.items():
+            products = torch.cat(kept)
+            finite = products[products.isfinite()].double()
+            spread = finite.std(correction=0).item() if len(finite) else 0.0
+            self.alpha[name] = 1 / (AUTO_SPREADS * spread) if spread > 0 else 1.0
+            for part in kept:
+                self._count(name, part)
+        self._kept.clear()
+
+    def per_layer(self) -> dict[str, float]:
+        """NAC-ME by layer name; NaN where activations or gradients were NaN."""
+        if int(self._num_nan):
+            return dict.fromkeys(self.coverage, math.nan)
+        return {name: float(metric.compute()) for name, metric in self.coverage.items()}
+
+    def occupied_bins(self) -> float:
+        """Mean number of non-empty bins per neuron, averaged over layers."""
+        return _mean([float(metric.occupied_bins()) for metric in self.coverage.values()])
+
+    def num_counted(self) -> int:
+        """Samples counted."""
+        return max((int(metric.num_samples) for metric in self.coverage.values()), default=0)
+
+    def is_degenerate(self) -> bool:
+        """Whether nearly all states of a typical neuron share one or two bins."""
+        return self.num_counted() > 0 and self.occupied_bins() < min(3, self.settings.bins - 1)
+
+    def _count(self, name: str, product: Tensor) -> None:
+        if name not in self.coverage:
+            metric = NeuronActivationCoverage(product.shape[1], self.settings.bins, self.settings.fill)
+            self.coverage[name] = metric.to(product.device)
+        self.coverage[name].update(torch.sigmoid(self.alpha[name] * product))
+
+
+@dataclass
+class Tally:
+    """Accuracy and mean cross-entropy, gathered batch by batch without waiting for the device."""
+
+    correct: Tensor | int = 0
+    loss: Tensor | float = 0.0
+    num_samples: int = 0
+
+    def update(self, logits: Tensor, labels: Tensor, correct: Tensor) -> None:
+        """Add a batch: logits [B, C], labels [B], correct [B]."""
+        self.correct = self.correct + correct.sum()
+        self.loss = self.loss + cross_entropy(logits, labels).double().sum()
+        self.num_samples += len(labels)
+
+    def accuracy(self) -> float:
+        """Fraction of correct samples."""
+        return int(self.correct) / self.num_samples
+
+    def mean_loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return float(self.loss) / self.num_samples
+
+
+def observe(
+    model: nn.Module,
+    loader: Iterable[Any],
+    layers: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[tuple[Reading, Tensor]]:
+    """Pass over a loader once and read the taps of every batch.
+
+    The model is in evaluation mode with frozen parameters while the iterator lives, and as it was afterwards.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Gives logits from ``predict(x)`` where it has that method, else from ``forward``.
+    loader : iterable
+        Of ``(x, y, ...)`` or ``{"x": ..., "y": ...}``.
+    layers : sequence of str, optional
+        See `nacme.taps.Taps`.
+    device : torch.device or str, optional
+        Where batches are moved to. None: where the model is.
+
+    Yields
+    ------
+    reading : Reading
+    labels : Tensor, shape [B]
+
+    Raises
+    ------
+    LayerError
+        See `nacme.taps.Taps`.
+    NacmeError
+        If the loader gives no samples, or something else than pairs.
+    """
+    place, dtype = _place_and_dtype(model, device)
+    empty = True
+    with untouched(model), Taps(model, layers) as taps:
+        for batch in loader:
+            x, y = _pair(batch)
+            x = x.to(place, non_blocking=True)
+            if x.is_floating_point() and dtype is not None:
+                x = x.to(dtype)
+            empty = False
+            yield taps.read(x), torch.as_tensor(y).to(place, non_blocking=True).reshape(len(x))
+    if empty:
+        raise NacmeError("the loader gave no samples; check the split and its batch size")
+
+
+def measure(
+    model: nn.Module,
+    loader: Iterable[Any],
+    layers: str | Sequence[str] | None = None,
+    alpha: float | str = 0.1,
+    bins: int = 50,
+    fill: int | float = 500,
+    correct_only: bool = True,
+    device: torch.device | str | None = None,
+) -> Measurement:
+    """Measure accuracy, mean cross-entropy and NAC-ME in one pass over a loader.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Gives logits [B, C] from ``predict(x)`` where it has that method, as DomainBed's algorithms do, else from
+        ``forward``. It is left as it was: mode, hooks, ``requires_grad``, gradients; random numbers are drawn
+        only if predicting draws them.
+    loader : iterable
+        Of ``(x, y, ...)``: inputs [B, ...] and integer labels [B].
+    layers : str or sequence of str, optional
+        Dotted module paths. None: what feeds the linear layer that produces the logits.
+    alpha : float or "auto"
+        Steepness of the sigmoid of the state. ``"auto"``: from the spread of ``z * g`` on this data.
+    bins : int
+        ``M``, the number of bin edges.
+    fill : int or float
+        ``O``, the count from which a bin is covered; a float is a fraction of the counted samples.
+    correct_only : bool
+        Count correctly classified samples only, as the authors do.
+    device : torch.device or str, optional
+        Where batches are moved to. None: where the model is.
+
+    Returns
+    -------
+    Measurement
+
+    Raises
+    ------
+    LayerError
+        If a layer does not exist or cannot be measured at.
+    ConfigError
+        If a setting is out of range.
+
+    Warns
+    -----
+    DegenerateCoverageWarning
+        If the states of a typical neuron fall in one or two bins: coverage then says little more than how many
+        samples were counted.
+
+    Notes
+    -----
+    Where only a linear head lies above the layer, the gradient is ``(p - 1 / C) W`` and no graph is built.
+    Source: arXiv 2306.02879, equations 1 to 5; ``KMNC.assess`` of the authors' code.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    >>> data = [(torch.randn(8, 1, 8, 8), torch.randint(10, (8,))) for _ in range(3)]
+    >>> measure(model, data, alpha=10.0, fill=2, correct_only=False).num_samples
+    24
+    """
+    counter = CoverageCounter(CoverageSettings(alpha, bins, fill, correct_only))
+    tally = Tally()
+    for reading, labels in observe(model, loader, [layers] if isinstance(layers, str) else layers, device):
+        correct = is_correct(reading.logits, labels)
+        tally.update(reading.logits, labels, correct)
+        counter.update(reading, correct)
+    counter.finish()
+    result = summarize(tally, counter)
+    if result.degenerate:
+        warnings.warn(degenerate_message(result.occupied_bins), DegenerateCoverageWarning, stacklevel=2)
+    return result
+
+
+def summarize(tally: Tally, counter: CoverageCounter) -> Measurement:
+    """Put a pass's sums together.
+
+    Parameters
+    ----------
+    tally : Tally
+    counter : CoverageCounter
+        Finished.
+
+    Returns
+    -------
+    Measurement
+    """
+    per_layer = counter.per_layer()
+    return Measurement(
+        accuracy=tally.accuracy(),
+        loss=tally.mean_loss(),
+        nac_me=_mean(list(per_layer.values())),
+        per_layer=per_layer,
+        occupied_bins=counter.occupied_bins(),
+        num_samples=tally.num_samples,
+        num_counted=counter.num_counted(),
+        alpha=dict(counter.alpha),
+        degenerate=counter.is_degenerate(),
+    )
+
+
+def degenerate_message(occupied_bins: float) -> str:
+    """Say in one line that coverage is degenerate and what to try."""
+    return (
+        f"coverage is degenerate: a neuron's states fill {occupied_bins:.1f} bins on average, so NAC-ME says "
+        "little more than how many samples were counted; try a larger alpha, or alpha='auto'"
+    )
+
+
+def accuracy(model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None) -> float:
+    """Measure accuracy alone.
+
+    Parameters
+    ----------
+    model, loader, device
+        See `measure`.
+
+    Returns
+    -------
+    float
+        Fraction of samples whose largest logit is the label's.
+    """
+    place, dtype = _place_and_dtype(model, device)
+    predict = getattr(model, "predict", model)
+    correct, total = torch.zeros((), dtype=torch.int64, device=place), 0
+    with untouched(model), torch.no_grad():
+        for batch in loader:
+            x, y = _pair(batch)
+            x = x.to(place, non_blocking=True)
+            x = x.to(dtype) if x.is_floating_point() and dtype is not None else x
+            correct += is_correct(predict(x), torch.as_tensor(y).to(place).reshape(len(x))).sum()
+            total += len(x)
+    if not total:
+        raise NacmeError("the loader gave no samples; check the split and its batch size")
+    return int(correct) / total
+
+
+def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compare predictions with labels.
+
+    Parameters
+    ----------
+    logits : Tensor, shape [B, C]
+        One column means a binary head: positive predicts class 1.
+    labels : Tensor, shape [B]
+
+    Returns
+    -------
+    Tensor, shape [B], bool
+    """
+    predicted = logits[:, 0].gt(0) if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return predicted.eq(labels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each sample, in nats: logits [B, C], labels [B], result [B]. One logit: binary."""
+    logits = at_least_float32(logits)
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
+    return F.cross_entropy(logits, labels.long(), reduction="none")
+
+
+def _pair(batch: Any) -> tuple[Tensor, Any]:
+    if isinstance(batch, dict) and {"x", "y"} <= batch.keys():
+        return batch["x"], batch["y"]
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[0], Tensor):
+        return batch[0], batch[1]
+    raise NacmeError(f"the loader must give (inputs, labels) pairs of tensors, not {type(batch).__name__}")
+
+
+def _place_and_dtype(
+    model: nn.Module, device: torch.device | str | None
+) -> tuple[torch.device, torch.dtype | None]:
+    tensors = list(itertools.islice((t for t in model.parameters() if t.is_floating_point()), 1))
+    tensors = tensors or list(itertools.islice(model.buffers(), 1))
+    place = torch.device(device) if device is not None else (tensors[0].device if tensors else torch.device("cpu"))
+    return place, tensors[0].dtype if tensors and tensors[0].is_floating_point() else None
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,261 @@
+"""Tapping a network: what its layers put out for a batch, and the gradient of ``KL(u || p)`` by it.
+
+Where only a linear head lies above the tapped layer the gradient is known in closed form and no graph is built.
+Otherwise a graph is built from the first tapped layer on, and one backward pass gives all gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nacme.errors import LayerError, nearest
+from nacme.states import head_gradients, kl_gradients, pool_positions
+
+INPUT = ":input"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the taps read from one batch.
+
+    Attributes
+    ----------
+    logits : Tensor, shape [B, C]
+    activations : dict of str to Tensor, shape [B, N]
+        By layer name, summed over positions.
+    gradients : dict of str to Tensor, shape [B, N]
+        ``dKL(u || p) / dz`` by layer name, summed over positions.
+    """
+
+    logits: Tensor
+    activations: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode with frozen parameters, and back as it was afterwards.
+
+    Parameters
+    ----------
+    model : nn.Module
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        # set one by one: an algorithm's own train() may take no argument, or do more than set modes
+        for module, training in modes:
+            module.training = training
+
+
+class Taps:
+    """Hooks on a model that read layers while it predicts. Use as a context manager: leaving removes them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Gives logits from ``predict(x)`` where it has that method, else from ``forward``. In evaluation mode and
+        with frozen parameters (see `untouched`).
+    layers : sequence of str, optional
+        Dotted module paths; a path with ``:input`` behind it is what goes into that module. None: the input of
+        the linear layer that produces the logits.
+
+    Raises
+    ------
+    LayerError
+        If the model has no such layer, or a layer gives no tensor of one row per sample.
+
+    Notes
+    -----
+    A module that runs several times in one prediction is read at its last run.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
+        self.model = model
+        self.names: list[str] = [] if layers is None else list(layers)
+        self._predict = getattr(model, "predict", model)
+        self._find_head = layers is None
+        self._modules = {name: _module(model, name) for name in self.names}
+        self._read: dict[str, Tensor] = {}
+        self._passed: dict[str, Tensor] = {}
+        self._linear_calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+        self._handles: list[RemovableHandle] = []
+        self._settled = False
+        self._head: nn.Linear | None = None
+        self._shapes: dict[str, torch.Size] = {}
+
+    def __enter__(self) -> Taps:
+        for name, module in self._modules.items():
+            self._handles.append(self._tap(name, module))
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear):
+                self._handles.append(module.register_forward_hook(self._note_linear))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def read(self, x: Any) -> Reading:
+        """Predict a batch and read the taps.
+
+        Parameters
+        ----------
+        x : Tensor, shape [B, ...]
+            The model's input.
+
+        Returns
+        -------
+        Reading
+
+        Raises
+        ------
+        LayerError
+            If no linear layer produces the logits and no layer was named, or a layer does not feed the logits.
+        """
+        closed = self._settled and self._head is not None
+        try:
+            with torch.inference_mode() if closed else torch.enable_grad():
+                logits = self._forward(x)
+                if not self._settled:
+                    self._settle(logits)
+                return self._read_by_autograd(logits) if self._head is None else self._read_head(logits)
+        finally:
+            self._linear_calls.clear()
+            self._read.clear()
+            self._passed.clear()
+
+    def _forward(self, x: Any) -> Tensor:
+        logits = self._predict(x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise LayerError(f"the model must give logits of shape [B, C], not {found}; wrap it so that it does")
+        return logits
+
+    def _settle(self, logits: Tensor) -> None:
+        """Learn from the first batch where the head is and whether the closed form holds for every tap."""
+        self._settled = True
+        missing = [name for name in self.names if name not in self._read]
+        if missing:
+            raise LayerError(f"layer {missing[0]!r} does not run when the model predicts; tap one that does")
+        for name, value in self._read.items():
+            if value.shape[0] != logits.shape[0]:
+                raise LayerError(
+                    f"layer {name!r} gives {list(value.shape)} for a batch of {logits.shape[0]}: its first "
+                    "dimension must be the batch"
+                )
+        call = self._head_call(logits)
+        if self._find_head:
+            if call is None:
+                raise LayerError(
+                    "no linear layer of the model produces the logits directly; name layers to tap, for example "
+                    f"layers=[{_last_named(self.model)!r}]"
+                )
+            self.names = [_name_of(self.model, call[0]) + INPUT]
+            self._shapes = {self.names[0]: call[1].shape[1:]}
+        elif call is None or not all(_is_view(call[1], self._passed[name]) for name in self.names):
+            return
+        else:
+            self._shapes = {name: self._passed[name].shape[1:] for name in self.names}
+        self._remove()
+        self._head = call[0]
+        self._handles = [self._head.register_forward_hook(self._note_linear)]
+
+    def _head_call(self, logits: Tensor) -> tuple[nn.Linear, Tensor] | None:
+        """Find the linear layer whose output is the logits, and what it read."""
+        for module, features, output in reversed(self._linear_calls):
+            if output is logits or (output.shape == logits.shape and output.data_ptr() == logits.data_ptr()):
+                # a layer that only inherits from nn.Linear may compute something else
+                known = self._head is module or torch.allclose(
+                    nn.functional.linear(features, module.weight, module.bias), logits, rtol=1e-3, atol=1e-3
+                )
+                return (module, features) if known else None
+        return None
+
+    def _read_head(self, logits: Tensor) -> Reading:
+        call = self._head_call(logits)
+        if call is None:
+            raise LayerError("the model produced its logits in another way than for the first batch; name layers")
+        logits, features = logits.detach(), call[1].detach()
+        gradient = head_gradients(logits, call[0].weight.detach())
+        return Reading(
+            logits,
+            {name: pool_positions(features.reshape(-1, *shape)) for name, shape in self._shapes.items()},
+            {name: pool_positions(gradient.reshape(-1, *shape)) for name, shape in self._shapes.items()},
+        )
+
+    def _read_by_autograd(self, logits: Tensor) -> Reading:
+        values = [self._read[name] for name in self.names]
+        try:
+            gradients = kl_gradients(logits, values)
+        except LayerError as error:
+            raise LayerError(f"layers {', '.join(map(repr, self.names))}: {error}") from None
+        return Reading(
+            logits.detach(),
+            {name: pool_positions(value.detach()) for name, value in zip(self.names, values)},
+            {name: pool_positions(gradient) for name, gradient in zip(self.names, gradients)},
+        )
+
+    def _tap(self, name: str, module: nn.Module) -> RemovableHandle:
+        def keep(value: Any) -> Tensor:
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
+                found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise LayerError(f"layer {name!r} gives {found}; tap one that gives a tensor [B, N, ...]")
+            self._read[name] = value if value.requires_grad else value.detach().requires_grad_()
+            # the network goes on with a copy, so that an in-place operation above leaves the reading alone
+            self._passed[name] = self._read[name].clone()
+            return self._passed[name]
+
+        if name.endswith(INPUT):
+            return module.register_forward_pre_hook(lambda _, inputs: (keep(inputs[0]), *inputs[1:]))
+        return module.register_forward_hook(lambda _, __, output: keep(output))
+
+    def _note_linear(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        assert isinstance(module, nn.Linear)
+        if isinstance(output, Tensor) and output.dim() == 2:
+            self._linear_calls.append((module, inputs[0], output))
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _is_view(features: Tensor, tapped: Tensor) -> bool:
+    """Whether the head reads just the tapped values, in their order and unchanged since."""
+    return (
+        features.data_ptr() == tapped.data_ptr()
+        and features.numel() == tapped.numel()
+        and features.is_contiguous()
+        and tapped.is_contiguous()
+        and tapped._version == 0
+    )
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    path = name.removesuffix(INPUT)
+    modules = dict(model.named_modules())
+    if path not in modules or not path:
+        raise LayerError(f"the model has no layer {path!r}; {nearest(path, filter(None, modules))}")
+    return modules[path]
+
+
+def _last_named(model: nn.Module) -> str:
+    return list(dict(model.named_modules()))[-1]
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
