@@ -411,10 +411,9 @@ def _pair(batch: Any) -> tuple[Tensor, Any]:
 def _place_and_dtype(
     model: nn.Module, device: torch.device | str | None
 ) -> tuple[torch.device, torch.dtype | None]:
-    tensors = list(itertools.islice((t for t in model.parameters() if t.is_floating_point()), 1))
-    tensors = tensors or list(itertools.islice(model.buffers(), 1))
+    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
     place = torch.device(device) if device is not None else (tensors[0].device if tensors else torch.device("cpu"))
-    return place, tensors[0].dtype if tensors and tensors[0].is_floating_point() else None
+    return place, tensors[0].dtype if tensors else None
 
 
 def _mean(values: list[float]) -> float:

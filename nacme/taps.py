@@ -248,13 +248,13 @@ def _is_view(features: Tensor, tapped: Tensor) -> bool:
 def _module(model: nn.Module, name: str) -> nn.Module:
     path = name.removesuffix(INPUT)
     modules = dict(model.named_modules())
-    if path not in modules or not path:
+    if path not in modules or not name:
         raise LayerError(f"the model has no layer {path!r}; {nearest(path, filter(None, modules))}")
     return modules[path]
 
 
 def _last_named(model: nn.Module) -> str:
-    return list(dict(model.named_modules()))[-1]
+    return [name for name, _ in model.named_modules()][-1]
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

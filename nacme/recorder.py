@@ -1,0 +1,181 @@
+"""Recording criteria at a checkpoint: one pass over each split gives accuracy, coverage and the rest."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nacme.errors import ConfigError, DegenerateCoverageWarning
+from nacme.measurement import (
+    CoverageCounter,
+    CoverageSettings,
+    Tally,
+    degenerate_message,
+    is_correct,
+    observe,
+    summarize,
+)
+
+
+class Recorder:
+    """Measure a model on its in-distribution validation splits, checkpoint after checkpoint.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A DomainBed algorithm, or any module that gives logits from ``predict(x)`` or ``forward``.
+    loaders : mapping of str to iterable
+        The validation loader of each training environment, by name.
+    coverage_loaders : mapping of str to iterable, optional
+        What coverage is measured on, where that is another split. None: ``loaders``.
+    settings : CoverageSettings, optional
+        Hyper-parameters of NAC-ME. None: the authors'.
+    layers : sequence of str, optional
+        Dotted module paths. None: what feeds the linear layer that produces the logits.
+    device : torch.device or str, optional
+        Where batches are moved to. None: where the model is.
+    notes : mapping, optional
+        Entries to add to the record's ``nac`` object, for example which split was used.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to measure on.
+
+    Examples
+    --------
+    In a training loop of one's own:
+
+    >>> model = nn.Linear(4, 3)
+    >>> loader = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    >>> recorder = Recorder(model, {"env0_out": loader}, settings=CoverageSettings(alpha=10.0, fill=0.1))
+    >>> results = {"step": 0}
+    >>> results.update(recorder.record())
+    >>> sorted(results)
+    ['nac', 'nac_me', 'step', 'val_loss']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loaders: Mapping[str, Iterable[Any]],
+        *,
+        coverage_loaders: Mapping[str, Iterable[Any]] | None = None,
+        settings: CoverageSettings | None = None,
+        layers: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.loaders = dict(loaders)
+        self.coverage_loaders = dict(loaders if coverage_loaders is None else coverage_loaders)
+        if not self.loaders or not self.coverage_loaders:
+            raise ConfigError("a recorder needs at least one validation loader")
+        self.settings = settings or CoverageSettings()
+        self.layers = layers
+        self.device = device
+        self.notes = dict(notes or {})
+        self.warned = False
+
+    def record(self) -> dict[str, Any]:
+        """Measure the model as it is now.
+
+        Returns
+        -------
+        dict
+            Flat floats by criterion and the object ``nac``, ready for JSON: None where a value could not be
+            computed.
+        """
+        recording = self.start()
+        for name, loader in {**self.coverage_loaders, **self.loaders}.items():
+            recording.evaluate(name, loader)
+        return recording.finish()
+
+    def start(self) -> Recording:
+        """Begin a checkpoint whose splits are evaluated one by one, in an order that the caller decides.
+
+        Returns
+        -------
+        Recording
+        """
+        return Recording(self)
+
+
+class Recording:
+    """One checkpoint's measurements; see `Recorder.start`."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._tallies: dict[str, Tally] = {}
+        self._covered = Tally()
+        self._counter = CoverageCounter(recorder.settings)
+
+    def evaluate(self, name: str, loader: Iterable[Any]) -> float:
+        """Pass over a split.
+
+        Parameters
+        ----------
+        name : str
+            The split's name, one of the recorder's loaders.
+        loader : iterable
+            Of ``(x, y, ...)``.
+
+        Returns
+        -------
+        float
+            Its accuracy.
+        """
+        covers = name in self._recorder.coverage_loaders
+        tally = self._tallies[name] = Tally()
+        for reading, labels in observe(self._recorder.model, loader, self._recorder.layers, self._recorder.device):
+            correct = is_correct(reading.logits, labels)
+            tally.update(reading.logits, labels, correct)
+            if covers:
+                self._covered.update(reading.logits, labels, correct)
+                self._counter.update(reading, correct)
+        return tally.accuracy()
+
+    def finish(self) -> dict[str, Any]:
+        """Put the record together.
+
+        Returns
+        -------
+        dict
+            See `Recorder.record`.
+        """
+        recorder, settings = self._recorder, self._recorder.settings
+        self._counter.finish()
+        result = summarize(self._covered, self._counter)
+        if result.degenerate and not recorder.warned:
+            recorder.warned = True
+            warnings.warn(degenerate_message(result.occupied_bins), DegenerateCoverageWarning, stacklevel=2)
+        losses = [tally.mean_loss() for name, tally in self._tallies.items() if name in recorder.loaders]
+        return {
+            "nac_me": _number(result.nac_me),
+            # a mean over environments, as val_acc is
+            "val_loss": _number(sum(losses) / len(losses)),
+            "nac": {
+                "alpha": settings.alpha,
+                "alpha_per_layer": {name: _number(alpha) for name, alpha in result.alpha.items()},
+                "bins": settings.bins,
+                "fill": settings.fill,
+                "correct_only": settings.correct_only,
+                "layers": list(result.per_layer),
+                "per_layer": {name: _number(value) for name, value in result.per_layer.items()},
+                "occupied_bins": _number(result.occupied_bins),
+                "degenerate": result.degenerate,
+                "num_samples": result.num_samples,
+                "num_counted": result.num_counted,
+                **recorder.notes,
+            },
+        }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
