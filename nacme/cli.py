@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +35,78 @@ def _root(
     ] = False,
 ) -> None:
     """Set up what every command shares."""
+
+
+class Format(str, Enum):
+    """How a result is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+class Per(str, Enum):
+    """Among what ``select`` chooses."""
+
+    run = "run"
+    sweep = "sweep"
+
+
+SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep directory, or a single run's.")]
+CriterionNames = Annotated[
+    list[str] | None,
+    typer.Option("--criterion", metavar="NAME", help="A criterion, or several with commas. Can be repeated."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
+
+
+@app.command("select")
+def select_command(
+    sweep: SweepPath,
+    criterion: CriterionNames = None,
+    per: Annotated[Per, typer.Option(help="Choose within each run, or across a sweep's runs.")] = Per.sweep,
+    form: FormatOption = Format.table,
+) -> None:
+    """Choose a checkpoint per (dataset, algorithm, test env, trial) and criterion."""
+    from nacme import study
+
+    study.run_select(sweep, criterion, per.value, form.value)
+
+
+@app.command("correlate")
+def correlate_command(
+    sweep: SweepPath,
+    criterion: CriterionNames = None,
+    population: Annotated[Per, typer.Option(help="Rank within each run, or across a sweep's runs.")] = Per.run,
+    form: FormatOption = Format.table,
+    include_step0: Annotated[
+        bool, typer.Option("--include-step0", help="Count the untrained network as a checkpoint.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap over runs.")] = 0,
+    pool_algorithms: Annotated[
+        bool, typer.Option("--pool-algorithms", help="One row for all algorithms together.")
+    ] = False,
+) -> None:
+    """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
+    from nacme import study
+
+    study.run_correlate(
+        sweep,
+        criterion,
+        population.value,
+        form.value,
+        include_step0=include_step0,
+        seed=seed,
+        pool_algorithms=pool_algorithms,
+    )
+
+
+@app.command("criteria")
+def criteria_command(form: FormatOption = Format.table) -> None:
+    """List every criterion: direction, data it sees, cost, source."""
+    from nacme import study
+
+    study.run_criteria(form.value)
 
 
 def report_errors(run: object) -> None:

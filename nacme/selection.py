@@ -1,0 +1,163 @@
+"""Choosing a checkpoint by a criterion, within each run or across the runs of a sweep, and what it costs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from nacme.criteria import criterion_values, get_criterion, oriented_values
+from nacme.errors import ConfigError, NacmeWarning, SweepError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Per = Literal["run", "sweep"]
+
+SELECT_COLUMNS = (
+    "dataset",
+    "algorithm",
+    "test_env",
+    "trial_seed",
+    "criterion",
+    "run",
+    "hparams_seed",
+    "step",
+    "value",
+    "test_acc",
+    "oracle_acc",
+    "regret",
+    "checkpoint",
+)
+_GROUP = ["dataset", "algorithm", "test_env", "trial_seed"]
+
+
+def population_key(per: str) -> list[str]:
+    """Return the columns that tell the populations of `select` apart.
+
+    Raises
+    ------
+    ConfigError
+        If ``per`` is neither ``"run"`` nor ``"sweep"``.
+    """
+    if per not in ("run", "sweep"):
+        raise ConfigError(f"per must be 'run' or 'sweep', not {per!r}")
+    return [*_GROUP, "run"] if per == "run" else list(_GROUP)
+
+
+def single_env_rows(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of runs with one test env, which are what selection and correlation look at.
+
+    Raises
+    ------
+    SweepError
+        If there are none.
+    """
+    rows: pd.DataFrame = df.loc[df["n_test_envs"] == 1]
+    if rows.empty:
+        raise SweepError(
+            f"{df.attrs.get('path', 'the sweep')} has no run with a single test env; train some with one "
+            "--test_envs value each"
+        )
+    return rows
+
+
+def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per = "sweep") -> pd.DataFrame:
+    """Choose the checkpoint that a criterion ranks first in each population.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `nacme.load_sweep` returns it. Rows of runs with several test envs only serve criteria that ask
+        for them (``leave_one_out``); they are never selected.
+    criterion : str or sequence of str
+        One criterion or several.
+    per : {"sweep", "run"}
+        A population is all checkpoints of a (dataset, algorithm, test env, trial seed), so hyper-parameters
+        and stopping time are chosen at once as DomainBed does; or those of one run (early stopping).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per criterion and population: ``dataset, algorithm, test_env, trial_seed, criterion, run,
+        hparams_seed, step, value, test_acc, oracle_acc, regret, checkpoint``. ``value`` is the criterion's
+        own, ``oracle_acc`` the best test accuracy among *all* checkpoints of the population (also those
+        where the criterion is undefined), ``regret = 100 * (oracle_acc - test_acc)`` in points. Where a
+        criterion is undefined at every checkpoint, the row says so with nulls.
+
+    Raises
+    ------
+    CriterionError
+        If a criterion is unknown or the records do not hold it.
+    SweepError
+        If no run has a single test env.
+
+    Warns
+    -----
+    NacmeWarning
+        If a criterion is undefined in a whole population, or at some checkpoints that hence cannot be
+        selected.
+
+    Notes
+    -----
+    Ties are broken as DomainBed breaks them: the earliest step within a run; among runs that tie at their
+    best, the highest ``hparams_seed`` (then the last directory name). Undefined and infinite values are
+    never selected.
+    """
+    import pandas as pd
+
+    key = population_key(per)
+    df = df.reset_index(drop=True)
+    rows = single_env_rows(df)
+    oracle = rows.groupby(key, as_index=False).agg(oracle_acc=("test_acc", "max"), n=("step", "size"))
+    names = [criterion] if isinstance(criterion, str) else list(criterion)
+    tables = []
+    for name in names:
+        ranked = rows.assign(value=criterion_values(df, name), score=oriented_values(df, name))
+        ranked = ranked.dropna(subset="score")
+        _warn_undefined(name, per, oracle, ranked.groupby(key, as_index=False).size(), key)
+        chosen = _first(ranked, key)
+        table = oracle.drop(columns="n").merge(chosen, on=key, how="left")
+        table["criterion"] = name
+        table["regret"] = 100 * (table["oracle_acc"] - table["test_acc"])
+        tables.append(table)
+    result: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    for column in ("hparams_seed", "step"):
+        result[column] = result[column].astype("Int64")
+    result["checkpoint"] = result["checkpoint"].astype(object).where(result["checkpoint"].notna(), None)
+    result = result[list(SELECT_COLUMNS)]
+    return result
+
+
+def _first(ranked: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
+    """Return the best row of each population, ties broken as `select` promises."""
+    order = ranked.sort_values(
+        ["score", "hparams_seed", "run", "step"], ascending=[False, False, False, True], kind="stable"
+    )
+    wanted = [*key, "run", "hparams_seed", "step", "value", "test_acc", "checkpoint"]
+    chosen: pd.DataFrame = order.drop_duplicates(list(key))[list(dict.fromkeys(wanted))]
+    return chosen
+
+
+def _warn_undefined(
+    name: str, per: str, population: pd.DataFrame, defined: pd.DataFrame, key: Sequence[str]
+) -> None:
+    """Say in one line where a criterion has no value, so that nothing is skipped silently."""
+    counts = population.merge(defined, on=list(key), how="left").fillna({"size": 0})
+    empty = counts.loc[counts["size"] == 0]
+    partly = counts.loc[(counts["size"] > 0) & (counts["size"] < counts["n"])]
+    parts = []
+    if len(empty):
+        where = "; ".join(" ".join(map(str, values)) for values in empty[list(key)].head(3).to_numpy())
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        parts.append(
+            f"undefined (null, NaN or infinite) at every checkpoint of {len(empty)} of {len(counts)} "
+            f"populations ({where}{more}), whose rows are null"
+        )
+    if len(partly) and not get_criterion(name).partial:
+        missing = int((partly["n"] - partly["size"]).sum())
+        parts.append(
+            f"undefined at {missing} checkpoints of {len(partly)} populations, which it hence cannot select"
+        )
+    if parts:
+        warnings.warn(f"{name}, per {per}: {'; '.join(parts)}", NacmeWarning, stacklevel=3)

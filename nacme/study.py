@@ -1,0 +1,108 @@
+"""What the commands ``select``, ``correlate`` and ``criteria`` do once their flags are read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nacme.criteria import all_criteria, default_criteria
+from nacme.errors import ConfigError
+from nacme.output import Format, write_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nacme.selection import Per
+
+
+def run_select(sweep: Path, criterion: Sequence[str] | None, per: Per, form: Format) -> None:
+    """Print the chosen checkpoints of a sweep."""
+    from nacme.selection import select
+
+    df = _load(sweep)
+    names = split_names(criterion) or default_criteria(df, oracle=True)
+    write_frame(select(df, names, per), form)
+
+
+def run_correlate(
+    sweep: Path,
+    criterion: Sequence[str] | None,
+    population: Per,
+    form: Format,
+    *,
+    include_step0: bool,
+    seed: int,
+    pool_algorithms: bool,
+) -> None:
+    """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
+    from nacme.correlation import rank_correlation
+
+    df = _load(sweep)
+    table = rank_correlation(
+        df,
+        split_names(criterion) or default_criteria(df),
+        population,
+        include_step0=include_step0,
+        seed=seed,
+        pool_algorithms=pool_algorithms,
+    )
+    for note in table.attrs["notes"]:
+        _say(note)
+    write_frame(table, form)
+
+
+def run_criteria(form: Format) -> None:
+    """Print the registry."""
+    import pandas as pd
+
+    rows = [
+        {
+            "name": c.name,
+            "direction": "higher" if c.higher_is_better else "lower",
+            "sees": c.sees,
+            "needs": list(c.needs) if form == "json" else " ".join(c.needs),
+            "cost": c.cost,
+            "source": c.source,
+            "description": c.description,
+        }
+        for c in all_criteria().values()
+    ]
+    write_frame(pd.DataFrame(rows), form)
+
+
+def split_names(given: Sequence[str] | None) -> list[str]:
+    """Split repeated and comma-separated names, in order and without repetition.
+
+    Raises
+    ------
+    ConfigError
+        If a name is empty.
+    """
+    names = [name.strip() for text in given or () for name in text.split(",")]
+    if not all(names):
+        raise ConfigError("--criterion has an empty name; give names with single commas between them")
+    return list(dict.fromkeys(names))
+
+
+def _load(sweep: Path) -> pd.DataFrame:
+    """Read a sweep and say on standard error what a reader of its numbers has to know."""
+    from nacme.records import load_sweep
+
+    df = load_sweep(sweep)
+    for exclusion in df.attrs["exclusions"]:
+        _say(f"left out: {exclusion}")
+    runs = df.drop_duplicates("run")
+    if unfinished := int((~runs["done"]).sum()):
+        _say(f"{unfinished} of {len(runs)} runs are not finished")
+    if "degenerate" in df and (share := float(df["degenerate"].mean())) > 0:
+        _say(
+            f"coverage is degenerate at {share:.0%} of the checkpoints where it was measured: nearly every state "
+            "falls in one bin, so nac_me there is little more than a count of correct samples"
+        )
+    return df
+
+
+def _say(text: str) -> None:
+    print(f"nacme: note: {text}", file=sys.stderr)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+import nacme
+from nacme.correlation import CORRELATE_COLUMNS
+from nacme.errors import ConfigError, CriterionError
+
+
+def sweep(n_runs: int = 5, n_steps: int = 8, seed: int = 0, **columns: Any) -> pd.DataFrame:
+    """Runs whose accuracy and criteria drift with the step, each in its own way."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for r in range(n_runs):
+        test_acc = 0.3 + np.cumsum(rng.normal(0.02, 0.05, n_steps))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "run": f"r{r}",
+                    "dataset": "Toy",
+                    "algorithm": "ERM",
+                    "test_env": 0,
+                    "test_envs": "0",
+                    "n_test_envs": 1,
+                    "n_envs": 3,
+                    "trial_seed": 0,
+                    "hparams_seed": r,
+                    "seed": r,
+                    "step": 100 * np.arange(n_steps),
+                    "test_acc": test_acc,
+                    "test_out_acc": test_acc,
+                    "val_acc": test_acc + rng.normal(0, 0.05, n_steps),
+                    "checkpoint": None,
+                    "done": True,
+                    "nac_me": test_acc.round(1) + rng.normal(0, 0.02, n_steps).round(2),
+                    "val_loss": -test_acc + rng.normal(0, 0.05, n_steps),
+                }
+            )
+        )
+    df = pd.concat(frames, ignore_index=True).assign(**columns)
+    df.attrs.update(path="some/sweep", exclusions=[])
+    return df
+
+
+def one(df: pd.DataFrame, criterion: str = "nac_me", **options: Any) -> pd.Series:
+    table = nacme.rank_correlation(df, [criterion], **options)
+    assert tuple(table.columns) == CORRELATE_COLUMNS
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_within_runs_it_is_the_mean_of_the_runs_statistics() -> None:
+    df = sweep()
+    row = one(df)
+    kept = df[df.step > 0]
+    taus = [scipy.stats.kendalltau(g.nac_me, g.test_acc).statistic for _, g in kept.groupby("run")]
+    rhos = [scipy.stats.spearmanr(g.nac_me, g.test_acc).statistic for _, g in kept.groupby("run")]
+    assert row.kendall_tau == pytest.approx(np.mean(taus))
+    assert row.spearman_rho == pytest.approx(np.mean(rhos))
+    assert (row.n_runs, row.n_checkpoints) == (5, 35)
+    assert row.kendall_low < row.kendall_tau < row.kendall_high
+
+
+def test_across_runs_it_is_one_statistic_of_all_checkpoints() -> None:
+    df = sweep()
+    row = one(df, population="sweep")
+    kept = df[df.step > 0]
+    assert row.kendall_tau == pytest.approx(scipy.stats.kendalltau(kept.nac_me, kept.test_acc).statistic)
+    assert row.spearman_rho == pytest.approx(scipy.stats.spearmanr(kept.nac_me, kept.test_acc).statistic)
+    assert (row.n_runs, row.n_checkpoints) == (5, 35)
+    assert row.spearman_low < row.spearman_rho < row.spearman_high
+
+
+@pytest.mark.parametrize("population", ["run", "sweep"])
+def test_step_0_is_left_out_unless_asked_for_and_said(population: str) -> None:
+    df = sweep()
+    without = nacme.rank_correlation(df, ["nac_me"], population)
+    assert without["n_checkpoints"].item() == 35
+    assert "step 0 is left out: 5 of 40" in without.attrs["notes"][0]
+    included = nacme.rank_correlation(df, ["nac_me"], population, include_step0=True)
+    assert included["n_checkpoints"].item() == 40
+    assert "step 0 counts: 5 of 40" in included.attrs["notes"][0]
+
+
+def test_a_criterion_where_lower_is_better_is_turned() -> None:
+    df = sweep().assign(val_loss=lambda d: -d.test_acc)
+    assert one(df, "val_loss").kendall_tau == pytest.approx(1)
+
+
+def test_last_is_the_step() -> None:
+    df = sweep()
+    taus = [scipy.stats.kendalltau(g.step, g.test_acc).statistic for _, g in df[df.step > 0].groupby("run")]
+    row = one(df, "last")
+    assert row.kendall_tau == pytest.approx(np.mean(taus))
+    assert np.isnan(row.partial_spearman_step)
+
+
+NUMBERS = ["kendall_tau", "kendall_low", "kendall_high", "spearman_rho", "spearman_low", "spearman_high"]
+
+
+@pytest.mark.parametrize("population", ["run", "sweep"])
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [({"nac_me": 0.3}, "constant criterion"), ({"test_acc": 0.5}, "constant test accuracy")],
+)
+def test_what_is_constant_has_no_correlation_and_says_why(
+    population: str, columns: dict[str, float], reason: str
+) -> None:
+    table = nacme.rank_correlation(sweep(**columns), ["nac_me"], population)
+    assert table[[*NUMBERS, "weighted_tau", "partial_spearman_step"]].isna().all(axis=None)
+    assert any(reason in note for note in table.attrs["notes"])
+
+
+def test_runs_without_a_defined_value_are_left_out_and_counted() -> None:
+    df = sweep()
+    df.loc[df.run == "r1", "nac_me"] = 0.2
+    df.loc[df.run == "r3", "nac_me"] = np.nan
+    df.loc[df.run == "r4", "nac_me"] = np.inf
+    table = nacme.rank_correlation(df, ["nac_me", "val_acc"])
+    row, other = table.iloc[0], table.iloc[1]
+    assert (row.n_runs, row.n_checkpoints) == (2, 14)
+    assert (other.n_runs, other.n_checkpoints) == (5, 35)
+    notes = " ".join(table.attrs["notes"])
+    assert "undefined in 3 of 5 runs (constant criterion: 1, no checkpoint: 2)" in notes
+    assert "undefined at 14 of 35 checkpoints" in notes
+
+
+@pytest.mark.parametrize("population", ["run", "sweep"])
+def test_one_run_has_an_estimate_but_no_interval(population: str) -> None:
+    table = nacme.rank_correlation(sweep(n_runs=1), ["nac_me"], population)
+    assert np.isfinite(table["kendall_tau"].item())
+    assert table[["kendall_low", "kendall_high", "spearman_low", "spearman_high"]].isna().all(axis=None)
+    assert any("one run" in note for note in table.attrs["notes"])
+
+
+@pytest.mark.parametrize("population", ["run", "sweep"])
+def test_one_checkpoint_is_undefined(population: str) -> None:
+    df = sweep(n_runs=1, n_steps=2)
+    table = nacme.rank_correlation(df, ["nac_me"], population)
+    assert np.isnan(table["kendall_tau"].item())
+    assert any("one checkpoint" in note for note in table.attrs["notes"])
+    only_step0 = nacme.rank_correlation(df[df.step == 0], ["nac_me"], population)
+    assert only_step0["n_checkpoints"].item() == 0
+    assert any("no checkpoint" in note for note in only_step0.attrs["notes"])
+
+
+@pytest.mark.parametrize("population", ["run", "sweep"])
+def test_the_seed_decides_the_interval_and_other_cells_do_not(population: str) -> None:
+    alone = sweep()
+    both = pd.concat([alone, sweep(seed=1, test_env=1)], ignore_index=True)
+    first = one(alone, population=population, seed=3)
+    again = nacme.rank_correlation(both, ["val_acc", "nac_me"], population, seed=3)
+    assert again[(again.test_env == 0) & (again.criterion == "nac_me")].iloc[0].equals(first)
+    assert one(alone, population=population, seed=4).kendall_low != first.kendall_low
+
+
+def test_cells_stay_apart_unless_algorithms_are_pooled() -> None:
+    df = pd.concat([sweep(), sweep(seed=1, algorithm="CORAL", run="c"), sweep(seed=2, dataset="Other", run="o")])
+    assert len(nacme.rank_correlation(df, ["nac_me"])) == 3
+    pooled = nacme.rank_correlation(df, ["nac_me"], pool_algorithms=True)
+    assert pooled[["dataset", "algorithm"]].to_numpy().tolist() == [["Other", "all"], ["Toy", "all"]]
+    assert pooled["n_runs"].tolist() == [1, 6]
+
+
+def test_more_confidence_is_a_wider_interval() -> None:
+    df = sweep()
+    narrow, wide = one(df, confidence=0.5), one(df, confidence=0.99)
+    assert wide.kendall_low < narrow.kendall_low < narrow.kendall_high < wide.kendall_high
+
+
+def test_arguments_that_make_no_sense() -> None:
+    with pytest.raises(ConfigError, match="population"):
+        nacme.rank_correlation(sweep(), population="checkpoint")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="n_boot"):
+        nacme.rank_correlation(sweep(), n_boot=0)
+    with pytest.raises(ConfigError, match="confidence"):
+        nacme.rank_correlation(sweep(), confidence=95)
+    with pytest.raises(CriterionError, match="do not hold"):
+        nacme.rank_correlation(sweep().drop(columns="nac_me"))
+
+
+def test_a_sweep_on_disk(simulated_sweep: Path) -> None:
+    table = nacme.rank_correlation(nacme.load_sweep(simulated_sweep))
+    assert table["n_runs"].tolist() == [8] * 6
+    assert (table["kendall_tau"] > 0.3).all()

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nacme import statistics
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("rank_correlation_*.npz"))
+
+# Few distinct values, so that ties are common.
+tied = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=0, max_size=12).map(
+    lambda pairs: np.array(pairs, float).reshape(-1, 2)
+)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_golden_pairs(path: Path) -> None:
+    golden = np.load(path, allow_pickle=False)
+    assert len(golden["kind"]) > 0
+    for i, kind in enumerate(golden["kind"]):
+        x, y = golden[f"x{i}"], golden[f"y{i}"]
+        rho, tau = statistics.spearman_rho(x, y), statistics.kendall_tau(x, y)
+        assert rho == pytest.approx(golden["spearmanr"][i], abs=1e-12, nan_ok=True)
+        assert tau == pytest.approx(golden["kendalltau_b"][i], abs=1e-12, nan_ok=True)
+        if kind.startswith("noties"):
+            assert rho == pytest.approx(golden["official"][i], abs=1e-12)
+        if kind.startswith("constant"):
+            assert np.isnan(rho)
+            assert np.isnan(tau)
+
+
+@given(tied)
+def test_tau_and_rho_are_scipys_ties_included(data: np.ndarray) -> None:
+    x, y = data.T
+    constant = len(data) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
+    tau, rho = statistics.kendall_tau(x, y), statistics.spearman_rho(x, y)
+    if constant:
+        assert np.isnan(tau)
+        assert np.isnan(rho)
+    else:
+        assert tau == pytest.approx(scipy.stats.kendalltau(x, y).statistic, abs=1e-12)
+        assert rho == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+
+
+@given(tied)
+@pytest.mark.parametrize("statistic", [statistics.kendall_tau, statistics.spearman_rho, statistics.weighted_tau])
+def test_only_order_matters_and_turning_the_criterion_turns_the_sign(statistic, data: np.ndarray) -> None:
+    x, y = data.T
+    value = statistic(x, y)
+    assert statistic(np.exp(x), y**3) == pytest.approx(value, abs=1e-12, nan_ok=True)
+    assert statistic(-x, y) == pytest.approx(-value, abs=1e-12, nan_ok=True)
+    assert np.isnan(value) or -1 <= value <= 1
+
+
+@given(tied)
+@pytest.mark.parametrize("statistic", [statistics.kendall_tau, statistics.spearman_rho])
+def test_tau_and_rho_are_symmetric(statistic, data: np.ndarray) -> None:
+    x, y = data.T
+    assert statistic(x, y) == pytest.approx(statistic(y, x), abs=1e-12, nan_ok=True)
+
+
+@given(st.permutations(range(9)), st.permutations(range(9)))
+def test_weighted_tau_without_ties_is_scipys_ranked_by_accuracy(x: list[int], y: list[int]) -> None:
+    ours = statistics.weighted_tau(x, y)
+    assert ours == pytest.approx(scipy.stats.weightedtau(y, x, rank=None).statistic, abs=1e-12)
+
+
+def test_weighted_tau_by_hand() -> None:
+    # Accuracies best first 4 3 2 1 have weights 1, 1/2, 1/3, 1/4; a pair weighs the sum of its two.
+    # Swapping the best two turns the pair of weight 3/2 of a total 3 * (1 + 1/2 + 1/3 + 1/4) = 25/4.
+    assert statistics.weighted_tau([3, 4, 2, 1], [4, 3, 2, 1]) == pytest.approx(1 - 2 * (3 / 2) / (25 / 4))
+    # Swapping the worst two turns 1/3 + 1/4 only.
+    assert statistics.weighted_tau([4, 3, 1, 2], [4, 3, 2, 1]) == pytest.approx(1 - 2 * (7 / 12) / (25 / 4))
+
+
+def test_tau_b_by_hand() -> None:
+    # Pairs of (x, y) = (1,1) (2,1) (2,3) (3,2): concordant (1,3) (1,4) (2,4); discordant (3,4); tied in x
+    # (2,3), tied in y (1,2). tau-b = (3 - 1) / sqrt(5 * 5).
+    assert statistics.kendall_tau([1, 2, 2, 3], [1, 1, 3, 2]) == pytest.approx(2 / 5)
+
+
+def test_partial_spearman_is_the_correlation_of_what_the_step_leaves() -> None:
+    rng = np.random.default_rng(0)
+    step = np.arange(40.0)
+    x, y = step + rng.normal(0, 15, 40), step + rng.normal(0, 15, 40)
+    ranks = [scipy.stats.rankdata(v) for v in (x, y, step)]
+    design = np.c_[np.ones(40), ranks[2]]
+    left = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks[:2]]
+    expected = scipy.stats.pearsonr(*left).statistic
+    assert statistics.partial_spearman(x, y, step) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]), ([2, 1, 4, 3, 5], [5, 4, 3, 2, 1]), ([2, 2, 2, 2, 2], [2, 1, 4, 3, 5])],
+    ids=["criterion follows the step", "accuracy follows the step", "constant"],
+)
+def test_partial_spearman_is_undefined_where_the_step_explains_all(x: list[int], y: list[int]) -> None:
+    assert np.isnan(statistics.partial_spearman(x, y, [0, 1, 2, 3, 4]))
+
+
+def test_partial_spearman_of_three_points_is_undefined() -> None:
+    assert np.isnan(statistics.partial_spearman([1, 3, 2], [2, 3, 1], [0, 1, 2]))
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_run_pairs_equal_scipy_on_repeated_runs(seed: int, n_runs: int) -> None:
+    rng = np.random.default_rng(seed)
+    run = np.concatenate([np.arange(n_runs), rng.integers(0, n_runs, 12)])
+    x, y = rng.integers(0, 5, len(run)).astype(float), rng.integers(0, 5, len(run)).astype(float)
+    weights = rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs), size=4).astype(float)
+    pairs = statistics.RunPairs(x, y, run)
+    tau, rho = pairs.kendall(weights), pairs.spearman(weights)
+    for b, counts in enumerate(weights):
+        # The resample written out: the checkpoints of run r, counts[r] times.
+        again = np.repeat(np.arange(len(run)), counts[run].astype(int))
+        if np.ptp(x[again]) == 0 or np.ptp(y[again]) == 0:
+            assert np.isnan(tau[b])
+            assert np.isnan(rho[b])
+        else:
+            assert tau[b] == pytest.approx(scipy.stats.kendalltau(x[again], y[again]).statistic, abs=1e-12)
+            assert rho[b] == pytest.approx(scipy.stats.spearmanr(x[again], y[again]).statistic, abs=1e-12)
