@@ -1,0 +1,155 @@
+"""The house style of the figures: colours, markers, sizes, titles, and the grid of panels."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from nacme.errors import ConfigError, nearest
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+RASTERIZE_ABOVE = 1500
+INK = "#1f2328"
+MUTED = "#59636e"
+PANEL = 4.0
+_GRID = "#e4e7eb"
+_STYLE: Any = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8c959f",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nacme",
+    "pdf.fonttype": 42,
+}
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Draw under the house style and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@styled
+def render(figure: Figure, kind: str, dpi: int = 192) -> bytes:
+    """Return the figure as a file of a kind.
+
+    Parameters
+    ----------
+    figure : Figure
+        What to draw.
+    kind : str
+        ``"svg"`` (text stays text), ``"png"`` or ``"pdf"``.
+    dpi : int
+        Dots per inch of a PNG and of what is rasterized in the others; 192 is twice a screen's 96.
+
+    Returns
+    -------
+    bytes
+        The same bytes for the same figure: no date is written.
+    """
+    stream = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
+    return stream.getvalue()
+
+
+def dress(ax: Axes) -> Axes:
+    """Fix the look of the ticks, which matplotlib makes late, when the house style is no longer set."""
+    ax.tick_params(
+        color=MUTED, labelcolor=INK, labelsize=9, grid_color=_GRID, grid_linewidth=0.7, width=0.8, length=3
+    )
+    return ax
+
+
+def require(table: pd.DataFrame, *columns: str) -> None:
+    """Raise unless the table has rows and the columns."""
+    for column in columns:
+        if column not in table.columns:
+            raise ConfigError(f"the table has no column {column!r}: {nearest(column, map(str, table.columns))}")
+    if table.empty:
+        raise ConfigError("the table has no rows: nothing to draw")
+
+
+def panel_grid(panels: int, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with at least as many axes as panels, in rows; those to spare are switched off."""
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(PANEL * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in axes[panels:]:
+        spare.set_axis_off()
+    return figure, [dress(ax) for ax in axes[:panels]]
+
+
+def set_title(ax: Axes, title: str, note: str) -> None:
+    """Set a title with a quieter second line."""
+    ax.set_title(f"{title}\n", fontweight="bold", linespacing=1.5)
+    text = ax.annotate(
+        note, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=9
+    )
+    text.set_in_layout(False)  # a long note may pass over the colour bar without squeezing the panel
+
+
+def say(ax: Axes, text: str) -> None:
+    """Write a sentence into an empty panel."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED, style="italic")
+
+
+def percent_axis(ax: Axes) -> None:
+    """Show accuracies between 0 and 1 as percent, with decimals only where ticks are closer than a point."""
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+    def show(value: float, _: int | None = None) -> str:
+        low, high = ax.get_ylim()
+        return f"{100 * value:.{1 if abs(high - low) < 0.05 else 0}f}%"
+
+    ax.yaxis.set_major_formatter(FuncFormatter(show))
+
+
+def counted(number: int, noun: str) -> str:
+    """Say how many."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def short(value: object) -> str:
+    """Write a setting as short as it is."""
+    return f"{value:g}" if isinstance(value, (int, float, np.number)) else str(value)
