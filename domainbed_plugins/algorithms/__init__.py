@@ -1,0 +1,1 @@
+"""Algorithms for DomainBed and for the embedded testbed."""
