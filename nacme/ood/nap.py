@@ -131,12 +131,15 @@ class NAP(NetworkDetector, FeatureMapsDetector):  # type: ignore[misc]
 def _last_map(model: nn.Module, predict: Any, x: Tensor) -> str:
     """Name the last feature map of a forward pass: the output of a module, or the input of one.
 
-    Inputs count because a functional ReLU may stand between the last layer and the pooling module.
+    Inputs count because a functional ReLU may stand between the last layer and the pooling module; the image
+    itself does not.
     """
     seen: list[str] = []
 
     def note(name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and value.dim() == 4 and value.shape[2:].numel() > 1:
+        if not isinstance(value, Tensor) or value.dim() != 4 or value.data_ptr() == x.data_ptr():
+            return
+        if value.shape[2:].numel() > 1:
             seen.append(name)
 
     handles = []

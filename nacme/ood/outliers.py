@@ -79,7 +79,8 @@ def _jigsaw(images: Tensor, generator: torch.Generator | None, grid: int = 4) ->
 
 
 def _noise(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    spread = images.flatten(1).std(dim=1, unbiased=False)[:, None, None, None]
+    rows = images.flatten(1)
+    spread = (rows - rows.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt()[:, None, None, None]
     noise = torch.randn(images.shape, generator=generator).to(images)
     return images + spread * noise
 

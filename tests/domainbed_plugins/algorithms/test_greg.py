@@ -164,7 +164,8 @@ def test_training_lowers_the_losses_on_both_sides(name, shape, dataset, candidat
     hparams = _hparams(testbed, dataset, lr=1e-2, greg_candidates=candidates)
     torch.manual_seed(0)
     algorithm = greg.register(testbed)(shape, 2, 2, hparams)
-    history = [algorithm.update(_batches(shape, step)) for step in range(20)]
+    steps = 20 if name == "embedded" else 6  # DomainBed's network takes half a second per step
+    history = [algorithm.update(_batches(shape, step)) for step in range(steps)]
     assert all(np.isfinite(value) for step in history for value in step.values())
     assert history[-1]["ce"] < 0.5 * history[0]["ce"]
     assert history[-1]["margin"] < history[0]["margin"]

@@ -39,7 +39,7 @@ def test_logits_masks_and_energy_are_the_authors(golden, source, p):
     contribution = golden["contrib" if source == "given" else "taylor_class_mean"]
     p_a, p_w = golden["p_a_p_w"][p].tolist()
     neuron, pair = OF.line_thresholds(contribution, weight, p_a, p_w)
-    assert torch.equal(contribution.T > neuron[:, None], golden[f"{source}_p{p}_mask_f"])
+    assert torch.equal(neuron[:, None] < contribution.T, golden[f"{source}_p{p}_mask_f"])
     products = contribution.T.abs()[:, None, :] * weight.double()
     assert torch.equal(products > pair[:, None, None], golden[f"{source}_p{p}_mask_w"])
     for c, clip in enumerate(golden["clip"].tolist()):
