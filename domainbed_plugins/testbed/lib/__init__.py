@@ -1,0 +1,1 @@
+"""The helpers of the training loop, under the names that ``domainbed.lib`` gives them."""
