@@ -41,6 +41,8 @@ class TrainOptions:
     Attributes
     ----------
     settings : CoverageSettings
+    grid : tuple of CoverageSettings
+        Further settings to record from the same pass.
     layers : sequence of str, optional
         None: penultimate features.
     split : {"out", "in"}
@@ -50,6 +52,7 @@ class TrainOptions:
     """
 
     settings: CoverageSettings = field(default_factory=CoverageSettings)
+    grid: tuple[CoverageSettings, ...] = ()
     layers: list[str] | None = None
     split: str = "out"
     on_step: Callable[[int, int], None] | None = None
@@ -210,8 +213,8 @@ def make_splits(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str,
         # without weights DomainBed's sampler never completes a batch of such a split, and waits for ever
         if len(split) < hparams["batch_size"] and not balanced:
             raise ConfigError(
-                f"batch_size {hparams['batch_size']} is larger than {label} ({len(split)} samples): no batch would "
-                "ever be complete; lower it with --hparams '{\"batch_size\": 8}'"
+                f"batch_size {hparams['batch_size']} is larger than {label} ({len(split)} samples): no batch "
+                "would ever be complete; lower it with --hparams '{\"batch_size\": 8}'"
             )
     by_name = {
         **{f"env{index}_in": split for index, (split, _) in enumerate(ins)},
@@ -251,6 +254,7 @@ def _train(
         {f"env{index}_out": eval_loaders[f"env{index}_out"] for index in envs},
         coverage_loaders={name: eval_loaders[name] for name in (f"env{i}_{options.split}" for i in envs)},
         settings=options.settings,
+        grid=options.grid,
         layers=options.layers,
         device=device,
         notes={"split": options.split, "testbed": str(testbed)},
@@ -356,7 +360,7 @@ def _describe(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str, A
         "PyTorch": torch.__version__,
         "Torchvision": torchvision.__version__,
         "CUDA": torch.version.cuda,
-        "CUDNN": torch.backends.cudnn.version(),
+        "CUDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "NumPy": np.__version__,
         "PIL": PIL.__version__,
         "nacme": nacme.__version__,

@@ -70,7 +70,7 @@ def bin_indices(states: Tensor, edges: Tensor) -> Tensor:
         is exact, in the wider of the two types.
     """
     dtype = torch.promote_types(states.dtype, edges.dtype)
-    return torch.bucketize(states.to(dtype), edges.to(dtype), right=True, out_int32=True)
+    return torch.bucketize(states.to(dtype).contiguous(), edges.to(dtype), right=True, out_int32=True)
 
 
 def count_states(states: Tensor, edges: Tensor) -> Tensor:
@@ -214,14 +214,19 @@ class NeuronActivationCoverage(Metric):
         """
         return self.per_neuron().mean()
 
-    def per_neuron(self) -> Tensor:
+    def per_neuron(self, fill: int | float | None = None) -> Tensor:
         """Coverage of each neuron.
+
+        Parameters
+        ----------
+        fill : int or float, optional
+            Another ``O`` than the metric's: the counts serve for any.
 
         Returns
         -------
         Tensor, shape [N]
         """
-        return (nac_function(self.counts, self._fill_count()).sum(dim=1) / self.bins).to(self.dtype)
+        return (nac_function(self.counts, self._fill_count(fill)).sum(dim=1) / self.bins).to(self.dtype)
 
     def likelihood(self, states: Tensor) -> Tensor:
         """Score samples by the coverage of the bins that their states fall in.
@@ -249,8 +254,9 @@ class NeuronActivationCoverage(Metric):
         """
         return (self.counts > 0).sum(dim=1).to(self.dtype).mean()
 
-    def _fill_count(self) -> float | Tensor:
-        return self.fill * self.num_samples if isinstance(self.fill, float) else self.fill
+    def _fill_count(self, fill: int | float | None = None) -> float | Tensor:
+        fill = self.fill if fill is None else fill
+        return fill * self.num_samples if isinstance(fill, float) else fill
 
     def _edges_on(self, device: torch.device) -> Tensor:
         self._edges = self._edges.to(device)

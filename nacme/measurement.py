@@ -89,6 +89,11 @@ class CoverageSettings:
             raise ConfigError(f"alpha={self.alpha!r} must be a positive number or 'auto'")
         NeuronActivationCoverage(1, self.bins, self.fill)
 
+    def key(self) -> str:
+        """Name these settings, for example ``nac_me_a0p1_m50_o500``: the key of a record made with them."""
+        alpha, fill = (str(value).replace(".", "p") for value in (self.alpha, self.fill))
+        return f"nac_me_a{alpha}_m{self.bins}_o{fill}" + ("" if self.correct_only else "_all")
+
 
 @dataclass
 class CoverageCounter:
@@ -142,15 +147,15 @@ class CoverageCounter:
                 self._count(name, part)
         self._kept.clear()
 
-    def per_layer(self) -> dict[str, float]:
-        """NAC-ME by layer name; NaN where activations or gradients were NaN."""
+    def per_layer(self, fill: int | float | None = None) -> dict[str, float]:
+        """NAC-ME by layer name, on request with another ``O``; NaN where activations or gradients were NaN."""
         if int(self._num_nan):
             return dict.fromkeys(self.coverage, math.nan)
-        return {name: float(metric.compute()) for name, metric in self.coverage.items()}
+        return {name: float(metric.per_neuron(fill).mean()) for name, metric in self.coverage.items()}
 
     def occupied_bins(self) -> float:
         """Mean number of non-empty bins per neuron, averaged over layers."""
-        return _mean([float(metric.occupied_bins()) for metric in self.coverage.values()])
+        return mean([float(metric.occupied_bins()) for metric in self.coverage.values()])
 
     def num_counted(self) -> int:
         """Samples counted."""
@@ -312,7 +317,7 @@ def measure(
     return result
 
 
-def summarize(tally: Tally, counter: CoverageCounter) -> Measurement:
+def summarize(tally: Tally, counter: CoverageCounter, fill: int | float | None = None) -> Measurement:
     """Put a pass's sums together.
 
     Parameters
@@ -320,16 +325,18 @@ def summarize(tally: Tally, counter: CoverageCounter) -> Measurement:
     tally : Tally
     counter : CoverageCounter
         Finished.
+    fill : int or float, optional
+        Another ``O`` than the counter's.
 
     Returns
     -------
     Measurement
     """
-    per_layer = counter.per_layer()
+    per_layer = counter.per_layer(fill)
     return Measurement(
         accuracy=tally.accuracy(),
         loss=tally.mean_loss(),
-        nac_me=_mean(list(per_layer.values())),
+        nac_me=mean(list(per_layer.values())),
         per_layer=per_layer,
         occupied_bins=counter.occupied_bins(),
         num_samples=tally.num_samples,
@@ -416,5 +423,6 @@ def _place_and_dtype(
     return place, tensors[0].dtype if tensors else None
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
+    """Average; NaN for no values."""
     return sum(values) / len(values) if values else math.nan

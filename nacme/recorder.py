@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from nacme.measurement import (
     Tally,
     degenerate_message,
     is_correct,
+    mean,
     observe,
     summarize,
 )
@@ -35,6 +37,8 @@ class Recorder:
         What coverage is measured on, where that is another split. None: ``loaders``.
     settings : CoverageSettings, optional
         Hyper-parameters of NAC-ME. None: the authors'.
+    grid : sequence of CoverageSettings
+        Further settings to record from the same pass, each under the key `CoverageSettings.key` gives it.
     layers : sequence of str, optional
         Dotted module paths. None: what feeds the linear layer that produces the logits.
     device : torch.device or str, optional
@@ -67,6 +71,7 @@ class Recorder:
         *,
         coverage_loaders: Mapping[str, Iterable[Any]] | None = None,
         settings: CoverageSettings | None = None,
+        grid: Sequence[CoverageSettings] = (),
         layers: Sequence[str] | None = None,
         device: torch.device | str | None = None,
         notes: Mapping[str, Any] | None = None,
@@ -77,6 +82,7 @@ class Recorder:
         if not self.loaders or not self.coverage_loaders:
             raise ConfigError("a recorder needs at least one validation loader")
         self.settings = settings or CoverageSettings()
+        self.grid = {setting.key(): setting for setting in grid}
         self.layers = layers
         self.device = device
         self.notes = dict(notes or {})
@@ -113,7 +119,10 @@ class Recording:
         self._recorder = recorder
         self._tallies: dict[str, Tally] = {}
         self._covered = Tally()
-        self._counter = CoverageCounter(recorder.settings)
+        self._counters: dict[CoverageSettings, CoverageCounter] = {}
+        for settings in (recorder.settings, *recorder.grid.values()):
+            counted = _as_counted(settings)
+            self._counters[counted] = CoverageCounter(counted)
 
     def evaluate(self, name: str, loader: Iterable[Any]) -> float:
         """Pass over a split.
@@ -137,7 +146,8 @@ class Recording:
             tally.update(reading.logits, labels, correct)
             if covers:
                 self._covered.update(reading.logits, labels, correct)
-                self._counter.update(reading, correct)
+                for counter in self._counters.values():
+                    counter.update(reading, correct)
         return tally.accuracy()
 
     def finish(self) -> dict[str, Any]:
@@ -149,16 +159,23 @@ class Recording:
             See `Recorder.record`.
         """
         recorder, settings = self._recorder, self._recorder.settings
-        self._counter.finish()
-        result = summarize(self._covered, self._counter)
+        for counter in self._counters.values():
+            counter.finish()
+        counter = self._counters[_as_counted(settings)]
+        result = summarize(self._covered, counter, settings.fill)
         if result.degenerate and not recorder.warned:
             recorder.warned = True
             warnings.warn(degenerate_message(result.occupied_bins), DegenerateCoverageWarning, stacklevel=2)
+        grid = {
+            key: _number(mean(list(self._counters[_as_counted(other)].per_layer(other.fill).values())))
+            for key, other in recorder.grid.items()
+        }
         losses = [tally.mean_loss() for name, tally in self._tallies.items() if name in recorder.loaders]
         return {
             "nac_me": _number(result.nac_me),
+            **grid,
             # a mean over environments, as val_acc is
-            "val_loss": _number(sum(losses) / len(losses)),
+            "val_loss": _number(mean(losses)),
             "nac": {
                 "alpha": settings.alpha,
                 "alpha_per_layer": {name: _number(alpha) for name, alpha in result.alpha.items()},
@@ -171,9 +188,15 @@ class Recording:
                 "degenerate": result.degenerate,
                 "num_samples": result.num_samples,
                 "num_counted": result.num_counted,
+                "grid": {key: asdict(other) for key, other in recorder.grid.items()},
                 **recorder.notes,
             },
         }
+
+
+def _as_counted(settings: CoverageSettings) -> CoverageSettings:
+    """Settings whose states are counted alike: the counts serve for any fill."""
+    return replace(settings, fill=1)
 
 
 def _number(value: float) -> float | None:

@@ -180,7 +180,7 @@ class Taps:
             if output is logits or (output.shape == logits.shape and output.data_ptr() == logits.data_ptr()):
                 # a layer that only inherits from nn.Linear may compute something else
                 known = self._head is module or torch.allclose(
-                    nn.functional.linear(features, module.weight, module.bias), logits, rtol=1e-3, atol=1e-3
+                    nn.functional.linear(features, module.weight, module.bias), logits, rtol=1e-3, atol=1e-3, equal_nan=True
                 )
                 return (module, features) if known else None
         return None
