@@ -52,10 +52,37 @@ class Per(str, Enum):
     sweep = "sweep"
 
 
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Where the sweep and the report go.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few short runs, in under 40 seconds.")] = False,
+) -> None:
+    """Run the whole journey on the embedded testbed: sweep, record, rank, correlate, report."""
+    from domainbed_plugins import demo
+
+    demo.run(out, quick)
+
+
+@app.command(
+    "train",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def train_command(context: typer.Context) -> None:
+    """Train with DomainBed's own flags, recording coverage at every checkpoint (nacme train --help)."""
+    from domainbed_plugins import train
+
+    train.main(context.args)
+
+
 SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep directory, or a single run's.")]
 CriterionNames = Annotated[
     list[str] | None,
     typer.Option("--criterion", metavar="NAME", help="A criterion, or several with commas. Can be repeated."),
+]
+CriteriaModules = Annotated[
+    list[str] | None,
+    typer.Option("--criteria-module", metavar="MODULE", help="A module or .py file that registers criteria."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
 
@@ -66,11 +93,12 @@ def select_command(
     criterion: CriterionNames = None,
     per: Annotated[Per, typer.Option(help="Choose within each run, or across a sweep's runs.")] = Per.sweep,
     form: FormatOption = Format.table,
+    criteria_module: CriteriaModules = None,
 ) -> None:
     """Choose a checkpoint per (dataset, algorithm, test env, trial) and criterion."""
     from nacme import study
 
-    study.run_select(sweep, criterion, per.value, form.value)
+    study.run_select(sweep, criterion, per.value, form.value, modules=criteria_module)
 
 
 @app.command("correlate")
@@ -86,6 +114,7 @@ def correlate_command(
     pool_algorithms: Annotated[
         bool, typer.Option("--pool-algorithms", help="One row for all algorithms together.")
     ] = False,
+    criteria_module: CriteriaModules = None,
 ) -> None:
     """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
     from nacme import study
@@ -98,15 +127,16 @@ def correlate_command(
         include_step0=include_step0,
         seed=seed,
         pool_algorithms=pool_algorithms,
+        modules=criteria_module,
     )
 
 
 @app.command("criteria")
-def criteria_command(form: FormatOption = Format.table) -> None:
+def criteria_command(form: FormatOption = Format.table, criteria_module: CriteriaModules = None) -> None:
     """List every criterion: direction, data it sees, cost, source."""
     from nacme import study
 
-    study.run_criteria(form.value)
+    study.run_criteria(form.value, modules=criteria_module)
 
 
 def report_errors(run: object) -> None:

@@ -1,0 +1,144 @@
+"""Sweeps: which runs a study needs, where each one lives, and how far it is.
+
+Source: ``domainbed/scripts/sweep.py`` decides the arguments of a run, its seed and the name of its directory; they
+are kept, so that either program finds the other's runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from domainbed_plugins import backends
+from domainbed_plugins.train import STOCK_FLAGS
+from nacme.errors import ConfigError
+
+State = Literal["not launched", "incomplete", "done"]
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """The runs of a sweep, as the product of what varies.
+
+    Attributes
+    ----------
+    datasets, algorithms : sequence of str
+    test_envs : {"single", "pairs"} or sequence of sequence of int
+        ``"single"``: each environment in turn. ``"pairs"``: each environment and each pair, as DomainBed's
+        leave-one-domain-out cross-validation needs.
+    hparams_seeds, trial_seeds : sequence of int
+    steps, checkpoint_freq : int, optional
+        None: the data set's.
+    hparams : mapping
+        Overrides what is drawn.
+    """
+
+    datasets: Sequence[str]
+    algorithms: Sequence[str]
+    test_envs: str | Sequence[Sequence[int]] = "single"
+    hparams_seeds: Sequence[int] = (0,)
+    trial_seeds: Sequence[int] = (0,)
+    steps: int | None = None
+    checkpoint_freq: int | None = None
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes
+    ----------
+    args : dict
+        Arguments of `domainbed_plugins.runner.train`, ``output_dir`` among them.
+    """
+
+    args: dict[str, Any]
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run lives."""
+        return Path(self.args["output_dir"])
+
+    @property
+    def state(self) -> State:
+        """How far it is, by its files."""
+        if (self.output_dir / "done").exists():
+            return "done"
+        return "incomplete" if self.output_dir.exists() else "not launched"
+
+    def __str__(self) -> str:
+        a = self.args
+        envs = ",".join(map(str, a["test_envs"]))
+        return (
+            f"{a['dataset']} {a['algorithm']} test env {envs} hparams {a['hparams_seed']} trial {a['trial_seed']}"
+        )
+
+
+def make_jobs(spec: SweepSpec, output_dir: Path, data_dir: str | None, domainbed: str | None = None) -> list[Job]:
+    """List the runs of a sweep.
+
+    Parameters
+    ----------
+    spec : SweepSpec
+    output_dir : path
+        Of the sweep.
+    data_dir : str or None
+        Where DomainBed's data sets are; the embedded ones need none.
+    domainbed : str, optional
+        A DomainBed clone.
+
+    Returns
+    -------
+    list of Job
+        In a fixed order.
+
+    Raises
+    ------
+    ConfigError
+        If a data set's testbed cannot be found, or ``test_envs`` is none of the known forms.
+    """
+    jobs = []
+    for trial_seed, dataset, algorithm in itertools.product(spec.trial_seeds, spec.datasets, spec.algorithms):
+        testbed = backends.find(dataset, domainbed)
+        combinations = _test_envs(spec.test_envs, testbed.datasets.num_environments(dataset))
+        for test_envs, hparams_seed in itertools.product(combinations, spec.hparams_seeds):
+            varied: dict[str, Any] = {
+                "dataset": dataset,
+                "algorithm": algorithm,
+                "test_envs": test_envs,
+                "holdout_fraction": STOCK_FLAGS["holdout_fraction"]["default"],
+                "hparams_seed": hparams_seed,
+                "data_dir": data_dir,
+                "task": STOCK_FLAGS["task"]["default"],
+                "trial_seed": trial_seed,
+                "seed": testbed.misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
+            }
+            if spec.steps is not None:
+                varied["steps"] = spec.steps
+            if spec.checkpoint_freq is not None:
+                varied["checkpoint_freq"] = spec.checkpoint_freq
+            if spec.hparams:
+                varied["hparams"] = json.dumps(dict(spec.hparams))
+            name = hashlib.md5(json.dumps(varied, sort_keys=True).encode()).hexdigest()
+            defaults = {flag: options.get("default") for flag, options in STOCK_FLAGS.items()}
+            switches = {flag: False for flag, options in STOCK_FLAGS.items() if "action" in options}
+            jobs.append(Job({**defaults, **switches, **varied, "output_dir": str(Path(output_dir) / name)}))
+    return jobs
+
+
+def _test_envs(wanted: str | Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    if wanted == "single":
+        return [[env] for env in range(count)]
+    if wanted == "pairs":
+        return [[i] if i == j else [i, j] for i in range(count) for j in range(i, count)]
+    if isinstance(wanted, str):
+        raise ConfigError(
+            f"test_envs={wanted!r} is unknown; use 'single', 'pairs' or a list such as [[0], [1, 2]]"
+        )
+    return [list(envs) for envs in wanted]
