@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ _NAN = float("nan")
 
 def rank_correlation(
     df: pd.DataFrame,
-    criteria: Sequence[str] = ("nac_me", "val_acc"),
+    criteria: str | Sequence[str] = ("nac_me", "val_acc"),
     population: Population = "run",
     *,
     include_step0: bool = False,
@@ -60,8 +61,8 @@ def rank_correlation(
     ----------
     df : pandas.DataFrame
         As `nacme.load_sweep` returns it.
-    criteria : sequence of str
-        Names of criteria.
+    criteria : str or sequence of str
+        Names of criteria, combinations like ``rank_mean(nac_me, val_acc)`` among them.
     population : {"run", "sweep"}
         ``"run"``: the statistic within each run, averaged over the runs where it is defined (early
         stopping). ``"sweep"``: one statistic over all checkpoints of all the cell's runs (hyper-parameter
@@ -100,40 +101,31 @@ def rank_correlation(
     """
     import pandas as pd
 
-    _check(population, n_boot, confidence)
-    df = df.reset_index(drop=True)
-    rows = single_env_rows(df)
-    if pool_algorithms:
-        rows = rows.assign(algorithm="all")
-    oriented = {name: oriented_values(df, name)[rows.index].to_numpy() for name in criteria}
-    run, step, accuracy = rows["run"].to_numpy(str), rows["step"].to_numpy(), rows["test_acc"].to_numpy()
-    counted = np.full(len(rows), True) if include_step0 else step != 0
+    check_arguments(population, n_boot, confidence)
+    names = [criteria] if isinstance(criteria, str) else list(criteria)
+    step0_note, cells = split_cells(df, names, population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
     where: dict[str, list[str]] = {}
-    cells: dict[Any, Any] = rows.groupby(CELL, sort=True).indices
-    for cell, positions in cells.items():
-        label = "{}, {}, env {}".format(*cell)
-        kept = positions[counted[positions]]
-        runs, codes = np.unique(run[kept], return_inverse=True)
-        weights = bootstrap.run_weights(len(runs), n_boot, bootstrap.generator(seed, label))
-        for name, values in oriented.items():
-            usable = np.isfinite(values[kept]) & np.isfinite(accuracy[kept])
-            here = kept[usable]
+    for cell in cells:
+        weights = bootstrap.run_weights(cell.n_runs, n_boot, bootstrap.generator(seed, cell.label))
+        for name in names:
+            (x,), y, step, codes = cell.defined([name])
             estimates, reasons = (_within_runs if population == "run" else _across_runs)(
-                values[here], accuracy[here], step[here], codes[usable], weights, confidence
+                x, y, step, codes, weights, confidence
             )
-            if len(here) < len(kept):
-                reasons = [f"undefined at {len(kept) - len(here)} of {len(kept)} checkpoints", *reasons]
+            if len(x) < len(cell.step):
+                reasons = [f"undefined at {len(cell.step) - len(x)} of {len(cell.step)} checkpoints", *reasons]
             for reason in reasons:
-                where.setdefault(f"{name}: {reason}", []).append(label)
-            results.append({**dict(zip(CELL, cell)), "population": population, "criterion": name, **estimates})
+                where.setdefault(f"{name}: {reason}", []).append(cell.label)
+            results.append({**cell.key, "population": population, "criterion": name, **estimates})
     result: pd.DataFrame = pd.DataFrame(results, columns=list(CORRELATE_COLUMNS))
     notes = [f"{said} [{'; '.join(labels)}]" for said, labels in where.items()]
-    result.attrs["notes"] = [_step0_note(step, include_step0), *notes]
+    result.attrs["notes"] = [step0_note, *notes]
     return result
 
 
-def _check(population: str, n_boot: int, confidence: float) -> None:
+def check_arguments(population: str, n_boot: int, confidence: float) -> None:
+    """Raise a ConfigError for arguments of `rank_correlation` that make no sense."""
     if population not in ("run", "sweep"):
         raise ConfigError(f"population must be 'run' or 'sweep', not {population!r}")
     if n_boot < 1:
@@ -142,9 +134,88 @@ def _check(population: str, n_boot: int, confidence: float) -> None:
         raise ConfigError(f"confidence must lie between 0 and 1, not {confidence}")
 
 
-def _step0_note(step: npt.NDArray[np.int64], include_step0: bool) -> str:
+@dataclass(frozen=True)
+class Cell:
+    """The checkpoints of one (dataset, algorithm, test env), n of them in R runs.
+
+    Parameters
+    ----------
+    key : dict
+        ``dataset``, ``algorithm`` and ``test_env``.
+    values : dict of str to ndarray, shape (n,)
+        Each criterion, turned so that higher is better; NaN where undefined.
+    accuracy, step : ndarray, shape (n,)
+        Test accuracy (NaN where undefined) and step.
+    codes : ndarray of int, shape (n,)
+        Number of the run, from 0 to R - 1.
+    n_runs : int
+        R.
+    """
+
+    key: dict[str, Any]
+    values: dict[str, Array]
+    accuracy: Array
+    step: Array
+    codes: npt.NDArray[np.intp]
+    n_runs: int
+
+    @property
+    def label(self) -> str:
+        """The cell in words."""
+        return "{dataset}, {algorithm}, env {test_env}".format(**self.key)
+
+    def defined(self, names: Sequence[str]) -> tuple[list[Array], Array, Array, npt.NDArray[np.intp]]:
+        """Return values, accuracy, step and run where accuracy and all the named criteria are defined."""
+        usable = np.isfinite([self.accuracy, *(self.values[name] for name in names)]).all(0)
+        values = [self.values[name][usable] for name in names]
+        return values, self.accuracy[usable], self.step[usable], self.codes[usable]
+
+
+def split_cells(
+    df: pd.DataFrame, names: Sequence[str], population: str, include_step0: bool, pool_algorithms: bool
+) -> tuple[str, list[Cell]]:
+    """Split a sweep into the cells in which criteria are correlated.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `nacme.load_sweep` returns it.
+    names, population, include_step0, pool_algorithms
+        As for `rank_correlation`.
+
+    Returns
+    -------
+    step0_note : str
+        What became of step 0.
+    cells : list of Cell
+        In order of dataset, algorithm and test env.
+    """
+    df = df.reset_index(drop=True)
+    rows = single_env_rows(df)
+    if pool_algorithms:
+        rows = rows.assign(algorithm="all")
+    step0 = rows["step"] == 0
+    counted = rows if include_step0 else rows[~step0]
+    key = [*CELL, "run"] if population == "run" else CELL
+    populations = counted.groupby(key).ngroup().astype(float).reindex(df.index)
+    values = {name: oriented_values(df, name, populations) for name in names}
+    cells = []
+    held: dict[Any, Any] = counted.groupby(CELL).groups
+    for of_cell, _ in rows.groupby(CELL, sort=True):
+        group = counted.loc[held.get(of_cell, [])]
+        runs, codes = np.unique(group["run"].to_numpy(str), return_inverse=True)
+        cells.append(
+            Cell(
+                key=dict(zip(CELL, of_cell)),
+                values={name: series[group.index].to_numpy() for name, series in values.items()},
+                accuracy=group["test_acc"].to_numpy(float),
+                step=group["step"].to_numpy(float),
+                codes=codes,
+                n_runs=len(runs),
+            )
+        )
     said = "counts" if include_step0 else "is left out"
-    return f"step 0 {said}: {np.count_nonzero(step == 0)} of {len(step)} checkpoints"
+    return f"step 0 {said}: {int(step0.sum())} of {len(rows)} checkpoints", cells
 
 
 Estimates = dict[str, float | int]
@@ -230,7 +301,7 @@ def _estimates(
     """Lay out one row's numbers; ``values`` are tau, rho, weighted tau, partial rho."""
     intervals = [(_NAN, _NAN), (_NAN, _NAN)]
     if n_runs >= 2 and draws:
-        intervals = [bootstrap.percentile_interval(d, confidence) for d in draws]
+        intervals = [bootstrap.percentile_interval(d, confidence, n_runs) for d in draws]
     elif n_runs == 1:
         reasons = [*reasons, "intervals undefined: one run"]
     (tau_low, tau_high), (rho_low, rho_high) = intervals

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from nacme import expressions, record_criteria
 from nacme.errors import CriterionError, nearest
+from nacme.plugins import import_module, load_entry_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +27,8 @@ Need = Literal["logits", "features", "gradients", "weights", "records"]
 
 #: A recorded key that starts like this is ``nac_me`` measured with other settings (``nac.grid`` names them).
 VARIANT_PREFIX = "nac_me_"
+#: Entry point group in which installed packages name modules that register criteria.
+ENTRY_POINTS = "nacme.criteria"
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,26 @@ def criterion(
 
 
 def all_criteria() -> dict[str, Criterion]:
-    """Return every registered criterion by name, in order of registration."""
+    """Return every criterion by name: the package's own, then those of installed plug-ins."""
+    load_entry_points(ENTRY_POINTS)
     return dict(_REGISTRY)
+
+
+def load_criteria_module(module: str) -> None:
+    """Import a module that registers criteria with the decorator `criterion`.
+
+    Parameters
+    ----------
+    module : str
+        A dotted name, or the path of a ``.py`` file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be imported.
+    """
+    all_criteria()  # the names that are taken already
+    import_module(module)
 
 
 def recorded_names() -> list[str]:
@@ -155,7 +177,8 @@ def get_criterion(name: str) -> Criterion:
     Parameters
     ----------
     name : str
-        A registered name, or ``nac_me_*`` for NAC-ME measured with other settings.
+        A registered name, ``nac_me_*`` for NAC-ME measured with other settings, or a combination like
+        ``rank_mean(nac_me, val_acc)``.
 
     Returns
     -------
@@ -169,12 +192,24 @@ def get_criterion(name: str) -> Criterion:
     known = all_criteria()
     if name in known:
         return known[name]
+    if combination := expressions.parse(name):
+        parts = [get_criterion(part) for part in combination.parts]
+        return Criterion(
+            name=str(combination),
+            higher_is_better=True,
+            sees=max((part.sees for part in parts), key=get_args(Sees).index),
+            needs=("records",),
+            cost="; ".join(dict.fromkeys(part.cost for part in parts)),
+            source="; ".join(dict.fromkeys(part.source for part in parts)),
+            description=f"Mean of the ranks by {', '.join(combination.parts)} within the population.",
+            partial=any(part.partial for part in parts),
+        )
     if name.startswith(VARIANT_PREFIX) and len(name) > len(VARIANT_PREFIX):
         return replace(known["nac_me"], name=name, description="NAC-ME measured with other settings.")
     raise CriterionError(f"no criterion {name!r}; {nearest(name, known)}")
 
 
-def criterion_values(df: pd.DataFrame, name: str) -> pd.Series[float]:
+def criterion_values(df: pd.DataFrame, name: str, populations: pd.Series[float] | None = None) -> pd.Series[float]:
     """Evaluate a criterion at every row of a sweep.
 
     Parameters
@@ -182,12 +217,18 @@ def criterion_values(df: pd.DataFrame, name: str) -> pd.Series[float]:
     df : pandas.DataFrame
         As `nacme.load_sweep` returns it, all runs included.
     name : str
-        Name of the criterion.
+        Name of the criterion, or a combination.
+    populations : pandas.Series, optional
+        A number for each row's population, NaN for a row in none; by default all rows are one population.
+        Only combinations ask: ``rank_mean`` ranks within it.
 
     Returns
     -------
     pandas.Series
-        Its value per row in the criterion's own direction; NaN where it is undefined or not finite.
+        Its value per row in the criterion's own direction; NaN where it is undefined or not finite. The
+        value of ``rank_mean(a, b)`` is the mean of the ranks of ``a`` and ``b``, each turned so that higher
+        is better, ties averaged and divided by the population's size (so the best has 1), among the rows
+        where all are defined.
 
     Raises
     ------
@@ -195,10 +236,16 @@ def criterion_values(df: pd.DataFrame, name: str) -> pd.Series[float]:
         If there is no such criterion, or the records do not hold it.
     """
     import numpy as np
+    import pandas as pd
 
     chosen = get_criterion(name)
     values: pd.Series[float]
-    if chosen.needs == ("records",) and chosen.compute is not None:
+    if name not in all_criteria() and (combination := expressions.parse(name)):
+        parts = pd.concat([oriented_values(df, part, populations) for part in combination.parts], axis=1)
+        whole = pd.Series(0.0, index=df.index) if populations is None else populations
+        ranks = parts[parts.notna().all(axis=1)].groupby(whole).rank(pct=True)
+        values = ranks.mean(axis=1).reindex(df.index)
+    elif chosen.needs == ("records",) and chosen.compute is not None:
         values = chosen.compute(df)
     elif name in df.columns:
         values = df[name]
@@ -209,9 +256,9 @@ def criterion_values(df: pd.DataFrame, name: str) -> pd.Series[float]:
     return finite
 
 
-def oriented_values(df: pd.DataFrame, name: str) -> pd.Series[float]:
+def oriented_values(df: pd.DataFrame, name: str, populations: pd.Series[float] | None = None) -> pd.Series[float]:
     """Evaluate a criterion and turn it so that higher is better; as `criterion_values` otherwise."""
-    values = criterion_values(df, name)
+    values = criterion_values(df, name, populations)
     return values if get_criterion(name).higher_is_better else -values
 
 
@@ -240,48 +287,6 @@ def _missing(chosen: Criterion, df: pd.DataFrame) -> str:
         f"the records of {where} do not hold criterion {chosen.name!r}; measure the saved checkpoints with "
         f"'nacme score {where} --data_dir DIR --criteria {chosen.name}'"
     )
-
-
-def _last(df: pd.DataFrame) -> pd.Series[float]:
-    return df["step"]
-
-
-def _oracle(df: pd.DataFrame) -> pd.Series[float]:
-    return df["test_acc"]
-
-
-def _domainbed_oracle(df: pd.DataFrame) -> pd.Series[float]:
-    last = df.groupby("run", sort=False)["step"].transform("max")
-    values: pd.Series[float] = df["test_out_acc"].where(df["step"] == last)
-    return values
-
-
-def _leave_one_out(df: pd.DataFrame) -> pd.Series[float]:
-    """Mean, over the envs left, of the accuracy on each when it is left out of training as well.
-
-    The checkpoint of a run with test env ``t`` takes its value from the runs with test envs ``{t, v}`` of
-    the same dataset, algorithm, trial, hyper-parameter seed and step: the mean over ``v`` of
-    ``env{v}_in_acc``. It is undefined unless every ``v`` is there, or if several runs share the key.
-    """
-    pairs = df.loc[df["n_test_envs"] == 2]
-    if pairs.empty:
-        raise CriterionError(
-            "criterion 'leave_one_out' needs runs with pairs of test envs, and "
-            f"{df.attrs.get('path', 'the sweep')} has none; add them to the sweep, or leave this criterion out"
-        )
-    place = ["dataset", "algorithm", "trial_seed", "hparams_seed", "step"]
-    key = [*place, "test_env"]
-    # A row of run {t, v} that tests on v says how well v does when t is the final test env.
-    other = pairs["test_envs"].map(lambda text: sum(int(e) for e in text.split(","))) - pairs["test_env"]
-    accs = pairs[place].assign(test_env=other, left_out=pairs["test_env"], acc=pairs["test_acc"])
-    accs = accs.drop_duplicates([*key, "left_out"], keep="last")
-    means = accs.groupby(key)["acc"].agg(["mean", "size", "count"]).reset_index()
-    singles = df.loc[df["n_test_envs"] == 1, [*key, "n_envs"]]
-    alone = singles.groupby(key)["n_envs"].transform("size") == 1
-    merged = singles.merge(means, on=key, how="left").set_axis(singles.index)
-    complete = (merged["count"] == merged["n_envs"] - 1) & (merged["size"] == merged["count"]) & alone
-    values: pd.Series[float] = merged["mean"].where(complete).reindex(df.index)
-    return values
 
 
 _NAC = "Liu et al., Neuron activation coverage: rethinking OOD detection and generalization, ICLR 2024"
@@ -324,7 +329,7 @@ for _builtin in (
         cost="none",
         source="the baseline without early stopping",
         description="The step itself: the last checkpoint is the best.",
-        compute=_last,
+        compute=record_criteria.last,
     ),
     Criterion(
         name="oracle",
@@ -334,7 +339,7 @@ for _builtin in (
         cost="none, but it looks at the test labels",
         source="the upper bound",
         description="Test accuracy itself: regret 0 by construction.",
-        compute=_oracle,
+        compute=record_criteria.oracle,
     ),
     Criterion(
         name="domainbed_oracle",
@@ -344,7 +349,7 @@ for _builtin in (
         cost="none, but it looks at test labels",
         source=f"{_DOMAINBED}, section 3 (test-domain validation)",
         description="Accuracy on the test env's held-out split, last checkpoint of each run only.",
-        compute=_domainbed_oracle,
+        compute=record_criteria.domainbed_oracle,
         partial=True,
     ),
     Criterion(
@@ -355,7 +360,7 @@ for _builtin in (
         cost="a run for every pair of test envs",
         source=f"{_DOMAINBED}, section 3 (leave-one-domain-out cross-validation)",
         description="Mean accuracy on each training env when training leaves it out too.",
-        compute=_leave_one_out,
+        compute=record_criteria.leave_one_out,
         partial=True,
     ),
 ):

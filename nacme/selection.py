@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from nacme.criteria import criterion_values, get_criterion, oriented_values
+from nacme.criteria import criterion_values, get_criterion
 from nacme.errors import ConfigError, NacmeWarning, SweepError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
         As `nacme.load_sweep` returns it. Rows of runs with several test envs only serve criteria that ask
         for them (``leave_one_out``); they are never selected.
     criterion : str or sequence of str
-        One criterion or several.
+        One criterion or several, combinations like ``rank_mean(nac_me, val_acc)`` among them.
     per : {"sweep", "run"}
         A population is all checkpoints of a (dataset, algorithm, test env, trial seed), so hyper-parameters
         and stopping time are chosen at once as DomainBed does; or those of one run (early stopping).
@@ -91,6 +91,8 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
         If a criterion is unknown or the records do not hold it.
     SweepError
         If no run has a single test env.
+    ConfigError
+        If ``per`` is unknown or no criterion is given.
 
     Warns
     -----
@@ -107,16 +109,17 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
     import pandas as pd
 
     key = population_key(per)
-    df = df.reset_index(drop=True)
     rows = single_env_rows(df)
     oracle = rows.groupby(key, as_index=False).agg(oracle_acc=("test_acc", "max"), n=("step", "size"))
     names = [criterion] if isinstance(criterion, str) else list(criterion)
+    if not names:
+        raise ConfigError("no criterion given; name at least one")
     tables = []
     for name in names:
-        ranked = rows.assign(value=criterion_values(df, name), score=oriented_values(df, name))
-        ranked = ranked.dropna(subset="score")
+        ranked = rank_checkpoints(df, name, per)
         _warn_undefined(name, per, oracle, ranked.groupby(key, as_index=False).size(), key)
-        chosen = _first(ranked, key)
+        wanted = dict.fromkeys([*key, "run", "hparams_seed", "step", "value", "test_acc", "checkpoint"])
+        chosen = ranked.drop_duplicates(key)[list(wanted)]
         table = oracle.drop(columns="n").merge(chosen, on=key, how="left")
         table["criterion"] = name
         table["regret"] = 100 * (table["oracle_acc"] - table["test_acc"])
@@ -129,14 +132,31 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
     return result
 
 
-def _first(ranked: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
-    """Return the best row of each population, ties broken as `select` promises."""
-    order = ranked.sort_values(
-        ["score", "hparams_seed", "run", "step"], ascending=[False, False, False, True], kind="stable"
+def rank_checkpoints(df: pd.DataFrame, criterion: str, per: Per) -> pd.DataFrame:
+    """Sort the checkpoints of a sweep so that, within each population, the one to select comes first.
+
+    Parameters
+    ----------
+    df, criterion, per
+        As for `select`, with one criterion.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of ``df`` where the criterion is defined, with its ``value``.
+    """
+    df = df.reset_index(drop=True)
+    rows = single_env_rows(df)
+    populations = rows.groupby(population_key(per)).ngroup().astype(float).reindex(df.index)
+    values = criterion_values(df, criterion, populations)
+    score = values if get_criterion(criterion).higher_is_better else -values
+    ranked: pd.DataFrame = (
+        rows.assign(value=values, _score=score)
+        .dropna(subset="_score")
+        .sort_values(["_score", "hparams_seed", "run", "step"], ascending=[False, False, False, True])
+        .drop(columns="_score")
     )
-    wanted = [*key, "run", "hparams_seed", "step", "value", "test_acc", "checkpoint"]
-    chosen: pd.DataFrame = order.drop_duplicates(list(key))[list(dict.fromkeys(wanted))]
-    return chosen
+    return ranked
 
 
 def _warn_undefined(

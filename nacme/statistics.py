@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -139,27 +142,13 @@ class RunPairs:
 
     def __init__(self, x: npt.ArrayLike, y: npt.ArrayLike, run: npt.ArrayLike) -> None:
         order = np.argsort(run, kind="stable")
-        x, y, self._run = np.asarray(x, float)[order], np.asarray(y, float)[order], np.asarray(run)[order]
-        starts = np.flatnonzero(np.r_[True, np.diff(self._run) > 0])
-        ends = np.r_[starts[1:], len(x)]
-        count = len(starts)
-        self._concord, self._untied_x, self._untied_y = (np.empty((count, count)) for _ in range(3))
-        self._above_x, self._above_y = (np.empty((len(x), count)) for _ in range(2))
-        for r, (start, end) in enumerate(zip(starts, ends)):
-            dx = np.sign(x[start:end, None] - x)
-            dy = np.sign(y[start:end, None] - y)
-            self._above_x[start:end] = np.add.reduceat(dx, starts, axis=1)
-            self._above_y[start:end] = np.add.reduceat(dy, starts, axis=1)
-            self._concord[r] = np.add.reduceat((dx * dy).sum(0), starts)
-            self._untied_x[r] = np.add.reduceat(np.abs(dx).sum(0), starts)
-            self._untied_y[r] = np.add.reduceat(np.abs(dy).sum(0), starts)
+        self._x, self._y = np.asarray(x, float)[order], np.asarray(y, float)[order]
+        self._run = np.asarray(run)[order]
+        self._starts = np.flatnonzero(np.r_[True, np.diff(self._run) > 0])
 
     def kendall(self, weights: Array) -> Array:
         """Return tau-b, shape (B,), for ``weights`` of shape (B, R); NaN where undefined."""
-        concord, untied_x, untied_y = (
-            np.einsum("br,br->b", weights @ sums, weights)
-            for sums in (self._concord, self._untied_x, self._untied_y)
-        )
+        concord, untied_x, untied_y = (np.einsum("br,br->b", weights @ sums, weights) for sums in self._sums)
         return _ratio(concord, untied_x * untied_y)
 
     def spearman(self, weights: Array) -> Array:
@@ -169,10 +158,35 @@ class RunPairs:
 
     def _spearman(self, weights: Array) -> Array:
         # The sum of w_j sign(x_i - x_j) is twice the centred average rank of i in the resample.
-        a, b = self._above_x @ weights.T, self._above_y @ weights.T
+        a, b = (np.asarray(above @ weights.T.astype(np.float32), float) for above in self._above)
         times = weights.T[self._run]
         product, square_a, square_b = (np.einsum("nb,nb,nb->b", times, u, v) for u, v in ((a, b), (a, a), (b, b)))
         return _ratio(product, square_a * square_b)
+
+    def _signs(self) -> Iterator[tuple[int, slice, Array, Array]]:
+        """Yield each run's number, its rows, and the signs of its differences to all checkpoints."""
+        for r, (start, end) in enumerate(zip(self._starts, [*self._starts[1:], len(self._x)])):
+            rows = slice(start, end)
+            yield r, rows, np.sign(self._x[rows, None] - self._x), np.sign(self._y[rows, None] - self._y)
+
+    @functools.cached_property
+    def _sums(self) -> Array:
+        """Sums over the pairs of two runs, shape (3, R, R): concordance, pairs untied in x, and in y."""
+        count = len(self._starts)
+        sums = np.empty((3, count, count))
+        for r, _, dx, dy in self._signs():
+            for k, of_pairs in enumerate((dx * dy, np.abs(dx), np.abs(dy))):
+                sums[k, r] = np.add.reduceat(of_pairs.sum(0), self._starts)
+        return sums
+
+    @functools.cached_property
+    def _above(self) -> npt.NDArray[np.float32]:
+        """Sums of signs over the checkpoints of a run, shape (2, n, R); small integers, so exact in float32."""
+        above = np.empty((2, len(self._x), len(self._starts)), np.float32)
+        for _, rows, dx, dy in self._signs():
+            above[0, rows] = np.add.reduceat(dx, self._starts, axis=1)
+            above[1, rows] = np.add.reduceat(dy, self._starts, axis=1)
+        return above
 
 
 def _ratio(numerator: Array, square: Array) -> Array:

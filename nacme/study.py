@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nacme.criteria import all_criteria, default_criteria
+from nacme.criteria import all_criteria, default_criteria, load_criteria_module
 from nacme.errors import ConfigError
+from nacme.expressions import split
 from nacme.output import Format, write_frame
 
 if TYPE_CHECKING:
@@ -17,11 +18,18 @@ if TYPE_CHECKING:
     from nacme.selection import Per
 
 
-def run_select(sweep: Path, criterion: Sequence[str] | None, per: Per, form: Format) -> None:
+def run_select(
+    sweep: Path,
+    criterion: Sequence[str] | None,
+    per: Per,
+    form: Format,
+    *,
+    modules: Sequence[str] | None = None,
+) -> None:
     """Print the chosen checkpoints of a sweep."""
     from nacme.selection import select
 
-    df = _load(sweep)
+    df = _load(sweep, modules)
     names = split_names(criterion) or default_criteria(df, oracle=True)
     write_frame(select(df, names, per), form)
 
@@ -35,11 +43,12 @@ def run_correlate(
     include_step0: bool,
     seed: int,
     pool_algorithms: bool,
+    modules: Sequence[str] | None = None,
 ) -> None:
     """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
     from nacme.correlation import rank_correlation
 
-    df = _load(sweep)
+    df = _load(sweep, modules)
     table = rank_correlation(
         df,
         split_names(criterion) or default_criteria(df),
@@ -53,10 +62,12 @@ def run_correlate(
     write_frame(table, form)
 
 
-def run_criteria(form: Format) -> None:
+def run_criteria(form: Format, *, modules: Sequence[str] | None = None) -> None:
     """Print the registry."""
     import pandas as pd
 
+    for module in modules or ():
+        load_criteria_module(module)
     rows = [
         {
             "name": c.name,
@@ -73,23 +84,25 @@ def run_criteria(form: Format) -> None:
 
 
 def split_names(given: Sequence[str] | None) -> list[str]:
-    """Split repeated and comma-separated names, in order and without repetition.
+    """Split repeated and comma-separated names (not inside parentheses), in order and without repetition.
 
     Raises
     ------
     ConfigError
         If a name is empty.
     """
-    names = [name.strip() for text in given or () for name in text.split(",")]
+    names = [name for text in given or () for name in split(text)]
     if not all(names):
         raise ConfigError("--criterion has an empty name; give names with single commas between them")
     return list(dict.fromkeys(names))
 
 
-def _load(sweep: Path) -> pd.DataFrame:
+def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
     """Read a sweep and say on standard error what a reader of its numbers has to know."""
     from nacme.records import load_sweep
 
+    for module in modules or ():  # before reading: a new criterion may have a column in the records
+        load_criteria_module(module)
     df = load_sweep(sweep)
     for exclusion in df.attrs["exclusions"]:
         _say(f"left out: {exclusion}")

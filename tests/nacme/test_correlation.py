@@ -152,8 +152,8 @@ def test_one_checkpoint_is_undefined(population: str) -> None:
 
 @pytest.mark.parametrize("population", ["run", "sweep"])
 def test_the_seed_decides_the_interval_and_other_cells_do_not(population: str) -> None:
-    alone = sweep()
-    both = pd.concat([alone, sweep(seed=1, test_env=1)], ignore_index=True)
+    alone = sweep(20)
+    both = pd.concat([alone, sweep(20, seed=1, test_env=1)], ignore_index=True)
     first = one(alone, population=population, seed=3)
     again = nacme.rank_correlation(both, ["val_acc", "nac_me"], population, seed=3)
     assert again[(again.test_env == 0) & (again.criterion == "nac_me")].iloc[0].equals(first)

@@ -1,0 +1,141 @@
+"""How good the checkpoints are that criteria select: regret, gains over baselines, wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nacme.correlation import CELL
+from nacme.selection import Per, population_key, rank_checkpoints, single_env_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINES = ("val_acc", "last")
+TOP = (1, 3, 5)
+
+
+def selection_quality(
+    df: pd.DataFrame,
+    criteria: Sequence[str],
+    per: Per = "sweep",
+    *,
+    baselines: Sequence[str] = BASELINES,
+) -> pd.DataFrame:
+    """Describe what each criterion selects, in each (dataset, algorithm, test env).
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `nacme.load_sweep` returns it.
+    criteria : sequence of str
+        Names of criteria.
+    per : {"sweep", "run"}
+        Populations, as for `nacme.select`; a cell of this table averages over its populations (trial seeds,
+        and runs with ``per="run"``).
+    baselines : sequence of str
+        Criteria over which the gain is given.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per cell and criterion: ``dataset, algorithm, test_env, per, criterion``, then
+
+        ``n_populations``, ``n_undefined``
+            populations of the cell, and those of them in which the criterion is nowhere defined
+        ``top1_acc``, ``top3_acc``, ``top5_acc``
+            mean test accuracy of the ``k`` checkpoints that the criterion ranks first, ties broken as
+            `nacme.select` does, so ``top1_acc`` is that of the selected one; averaged over the populations
+            where the criterion is defined at ``k`` checkpoints or more
+        ``regret``
+            in points, averaged over the populations where the criterion is defined
+        ``gain_over_B`` for each baseline ``B``
+            in points: test accuracy of the selected checkpoint minus that of the baseline's, averaged over
+            the populations where both are defined
+
+        NaN where there is no such population.
+
+    Raises
+    ------
+    CriterionError
+        If a criterion is unknown or the records do not hold it.
+    SweepError
+        If no run has a single test env.
+    """
+    import pandas as pd
+
+    key = population_key(per)
+    oracle = single_env_rows(df).groupby(key)["test_acc"].max()
+    tops: dict[str, pd.DataFrame] = {}
+    for name in dict.fromkeys([*criteria, *baselines]):
+        ranked = rank_checkpoints(df, name, per)
+        accuracies = {}
+        for k in TOP:
+            best = ranked.groupby(key)["test_acc"].head(k)
+            by = ranked.loc[best.index].groupby(key)["test_acc"]
+            accuracies[f"top{k}_acc"] = by.mean().where(by.size() == k)
+        tops[name] = pd.DataFrame(accuracies).reindex(oracle.index)
+    tables = []
+    for name in criteria:
+        table = tops[name].copy()
+        table["regret"] = 100 * (oracle - table["top1_acc"])
+        for baseline in baselines:
+            table[f"gain_over_{baseline}"] = 100 * (table["top1_acc"] - tops[baseline]["top1_acc"])
+        grouped = table.groupby(CELL)
+        cells = grouped.mean()
+        cells.insert(0, "n_populations", grouped.size())
+        cells.insert(1, "n_undefined", table["top1_acc"].isna().groupby(CELL).sum())
+        cells = cells.reset_index()
+        cells.insert(len(CELL), "per", per)
+        cells.insert(len(CELL) + 1, "criterion", name)
+        tables.append(cells)
+    result: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return result
+
+
+def summarise_quality(quality: pd.DataFrame) -> pd.DataFrame:
+    """Average the table of `selection_quality` over (dataset, test env) cells, and count wins.
+
+    Parameters
+    ----------
+    quality : pandas.DataFrame
+        As `selection_quality` returns it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per criterion, in order of appearance: ``per, criterion, n_cells``, then the accuracies,
+        regret and gains averaged first over algorithms within a (dataset, test env), then over those; and
+        for each baseline ``B`` ``wins_over_B``, ``losses_to_B``, ``ties_with_B`` (cells with a positive,
+        negative or zero gain), ``win_rate_over_B`` (of the cells that are not ties) and ``sign_p_over_B``,
+        the two-sided p-value of a sign test over those cells. NaN where there is no such cell.
+
+    Notes
+    -----
+    The sign test takes the cells as independent. Cells of one dataset share their training images, so
+    its p-value is a lower bound on the doubt.
+    """
+    import pandas as pd
+    from scipy.stats import binomtest
+
+    gains = [c for c in quality.columns if c.startswith("gain_over_")]
+    averaged = [f"top{k}_acc" for k in TOP] + ["regret", *gains]
+    rows = []
+    for (per, name), of_criterion in quality.groupby(["per", "criterion"], sort=False):
+        cells = of_criterion.groupby(["dataset", "test_env"])[averaged].mean()
+        row = {"per": per, "criterion": name, "n_cells": len(cells), **cells.mean().to_dict()}
+        for column in gains:
+            baseline = column.removeprefix("gain_over_")
+            gain = cells[column].dropna().round(9)  # points; means of equal numbers may differ in the last bit
+            wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
+            decided = wins + losses
+            row |= {
+                f"wins_over_{baseline}": wins,
+                f"losses_to_{baseline}": losses,
+                f"ties_with_{baseline}": len(gain) - decided,
+                f"win_rate_over_{baseline}": wins / decided if decided else float("nan"),
+                f"sign_p_over_{baseline}": binomtest(wins, decided).pvalue if decided else float("nan"),
+            }
+        rows.append(row)
+    result: pd.DataFrame = pd.DataFrame(rows)
+    return result
