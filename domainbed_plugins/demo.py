@@ -96,7 +96,7 @@ def _study(sweep: Path, report: Path) -> None:
     write_frame(correlated[[*columns, "spearman_rho", "partial_spearman_step"]], "table")
     degenerate = int(df["degenerate"].sum())
     if degenerate:
-        message = f"coverage is degenerate at {degenerate} of {len(df)} checkpoints; the report tells what that means"
+        message = f"coverage is degenerate at {degenerate} of {len(df)} checkpoints; see the report"
         warnings.warn(message, DegenerateCoverageWarning, stacklevel=2)
     path = write_report(df, report, criteria=list(CRITERIA), command="nacme demo")
     print(f"\nReport: {path}")
@@ -105,7 +105,7 @@ def _study(sweep: Path, report: Path) -> None:
 def _summary(selected: pd.DataFrame) -> pd.DataFrame:
     """Average over (algorithm, test env) cells: mean and standard error."""
     groups = selected.assign(test_acc=100 * selected["test_acc"]).groupby("criterion", sort=False)
-    table = groups.agg(
+    table: pd.DataFrame = groups.agg(
         cells=("test_acc", "count"),
         test_acc=("test_acc", "mean"),
         test_acc_se=("test_acc", "sem"),

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,11 @@ class TrainOptions:
         None: penultimate features.
     split : {"out", "in"}
         The training environments' splits that coverage is measured on.
+    eval_splits : {"all", "fast"}
+        ``"fast"`` leaves out the training environments' ``in`` splits, unless coverage is measured there. It
+        draws other random numbers than DomainBed does.
+    n_workers : int or "auto", optional
+        Workers of each loader; ``"auto"`` shares out the machine's cores. None: the data set's.
     on_step : callable, optional
         Called after each step with ``(step, n_steps)``.
     """
@@ -55,6 +61,8 @@ class TrainOptions:
     grid: tuple[CoverageSettings, ...] = ()
     layers: list[str] | None = None
     split: str = "out"
+    eval_splits: str = "all"
+    n_workers: int | str | None = None
     on_step: Callable[[int, int], None] | None = None
 
 
@@ -235,24 +243,28 @@ def _train(
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     splits = make_splits(testbed, args, hparams)
-    dataset, workers = splits.dataset, splits.dataset.N_WORKERS
+    dataset = splits.dataset
+    envs = [index for index, _, _ in splits.train]
+    measured = {f"env{index}_{options.split}" for index in envs}
+    skipped = {f"env{index}_in" for index in envs} - measured if options.eval_splits == "fast" else set()
+    evaluated = {name: split for name, split in splits.by_name.items() if name not in skipped}
+    workers = _workers(options.n_workers, dataset.N_WORKERS, len(splits.train) + len(splits.uda) + len(evaluated))
     infinite, fast = testbed.loaders.InfiniteDataLoader, testbed.loaders.FastDataLoader
     train_loaders = [
         infinite(split, weights, hparams["batch_size"], workers) for _, split, weights in splits.train
     ]
     uda_loaders = [infinite(split, weights, hparams["batch_size"], workers) for split, weights in splits.uda]
-    eval_loaders = {name: fast(split, EVAL_BATCH_SIZE, workers) for name, split in splits.by_name.items()}
+    eval_loaders = {name: fast(split, EVAL_BATCH_SIZE, workers) for name, split in evaluated.items()}
 
     num_domains = len(dataset) - len(args["test_envs"])
     make = testbed.algorithms.get_algorithm_class(args["algorithm"])
     algorithm = make(dataset.input_shape, dataset.num_classes, num_domains, hparams)
     algorithm.to(device)
 
-    envs = [index for index, _, _ in splits.train]
     recorder = Recorder(
         algorithm,
         {f"env{index}_out": eval_loaders[f"env{index}_out"] for index in envs},
-        coverage_loaders={name: eval_loaders[name] for name in (f"env{i}_{options.split}" for i in envs)},
+        coverage_loaders={name: loader for name, loader in eval_loaders.items() if name in measured},
         settings=options.settings,
         grid=options.grid,
         layers=options.layers,
@@ -313,6 +325,22 @@ def _train(
 
     save("model.pkl")
     (output / "done").write_text("done")
+
+
+def _workers(wanted: int | str | None, stock: int, loaders: int) -> int:
+    """Choose the number of workers of each loader, and say so where they will be far too many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted == "auto":
+        # a training loader and an evaluation loader are busy at a time; a loader of one core works in-process
+        return 0 if cores <= 2 else min(stock, cores // 2)
+    count = stock if wanted is None else int(wanted)
+    if count * loaders > 4 * cores:
+        print(
+            f"{count} workers for each of {loaders} loaders are {count * loaders} processes on {cores} cores; "
+            "--n_workers auto starts fewer (the count decides which augmentations are drawn)",
+            file=sys.stderr,
+        )
+    return count
 
 
 def _evaluate(

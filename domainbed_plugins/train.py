@@ -6,11 +6,16 @@ Source: the flags and their defaults are those of ``domainbed/scripts/train.py``
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from nacme.errors import ConfigError
+from nacme.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from nacme.measurement import CoverageSettings
 
 #: DomainBed's flags; their values stand in a record's ``args``, and ours do not.
 STOCK_FLAGS: dict[str, dict[str, Any]] = {
@@ -62,13 +67,32 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument(
         "--nac_layers", nargs="+", default=None, metavar="LAYER", help="default: penultimate features"
     )
-    ours.add_argument("--nac_alpha", type=_alpha, default=0.1, help="steepness of the state, or 'auto'")
+    ours.add_argument("--nac_alpha", type=alpha_value, default=0.1, help="steepness of the state, or 'auto'")
     ours.add_argument("--nac_bins", type=int, default=50, help="M, the number of bin edges")
-    ours.add_argument("--nac_fill", type=_fill, default=500, help="O: a count (500) or a fraction (0.08)")
+    ours.add_argument("--nac_fill", type=fill_value, default=500, help="O: a count (500) or a fraction (0.08)")
     ours.add_argument("--nac_all_samples", action="store_true", help="count incorrectly classified samples too")
     ours.add_argument(
-        "--domainbed", metavar="PATH", default=None, help="a DomainBed clone; default: DOMAINBED_ROOT"
+        "--nac_grid",
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUES",
+        help="settings to record besides, from the same pass: alpha=0.1,1,auto bins=50,100 fill=500,0.08",
     )
+    running = result.add_argument_group("running")
+    running.add_argument(
+        "--eval_splits",
+        choices=["all", "fast"],
+        default="all",
+        help="fast: leave out the training environments' in splits, which no selection method reads",
+    )
+    running.add_argument(
+        "--n_workers",
+        type=worker_count,
+        default=None,
+        help="workers per loader, or 'auto' for this machine's; default: DomainBed's, since the count decides "
+        "which augmentations are drawn",
+    )
+    running.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
     return result
 
 
@@ -92,10 +116,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed_plugins.runner import TrainOptions, train
     from nacme.measurement import CoverageSettings
 
+    settings = CoverageSettings(flags.nac_alpha, flags.nac_bins, flags.nac_fill, not flags.nac_all_samples)
     options = TrainOptions(
-        settings=CoverageSettings(flags.nac_alpha, flags.nac_bins, flags.nac_fill, not flags.nac_all_samples),
+        settings=settings,
+        grid=parse_grid(flags.nac_grid, settings),
         layers=flags.nac_layers,
         split=flags.nac_split,
+        eval_splits=flags.eval_splits,
+        n_workers=flags.n_workers,
     )
     train(backends.find(args["dataset"], flags.domainbed), args, options)
 
@@ -130,12 +158,54 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     return hparams
 
 
-def _alpha(text: str) -> float | str:
+def parse_grid(texts: Sequence[str], settings: CoverageSettings) -> tuple[CoverageSettings, ...]:
+    """Read ``--nac_grid``.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        ``name=value,value``, with alpha, bins or fill for a name.
+    settings : CoverageSettings
+        Where what is not named comes from.
+
+    Returns
+    -------
+    tuple of CoverageSettings
+        The product of what is named.
+
+    Raises
+    ------
+    ConfigError
+        For another name, or a value that is no number.
+    """
+    readers: dict[str, Callable[[str], Any]] = {"alpha": alpha_value, "bins": int, "fill": fill_value}
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if name not in readers:
+            raise ConfigError(f"--nac_grid {text!r}: {name!r} is unknown; {nearest(name, readers)}")
+        try:
+            axes[name] = [readers[name](value) for value in values.split(",")]
+        except ValueError:
+            raise ConfigError(f"--nac_grid {text!r}: {values!r} are not numbers with commas between") from None
+    if not axes:
+        return ()
+    return tuple(replace(settings, **dict(zip(axes, point))) for point in itertools.product(*axes.values()))
+
+
+def alpha_value(text: str) -> float | str:
+    """Read an alpha: a number, or ``auto``."""
     return text if text == "auto" else float(text)
 
 
-def _fill(text: str) -> int | float:
+def fill_value(text: str) -> int | float:
+    """Read a fill: a count such as ``500``, or a fraction such as ``0.08``."""
     return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def worker_count(text: str) -> int | str:
+    """Read a number of workers, or ``auto``."""
+    return text if text == "auto" else int(text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -166,14 +167,11 @@ class Recording:
         if result.degenerate and not recorder.warned:
             recorder.warned = True
             warnings.warn(degenerate_message(result.occupied_bins), DegenerateCoverageWarning, stacklevel=2)
-        grid = {
-            key: _number(mean(list(self._counters[_as_counted(other)].per_layer(other.fill).values())))
-            for key, other in recorder.grid.items()
-        }
+        values, grid = self._variants()
         losses = [tally.mean_loss() for name, tally in self._tallies.items() if name in recorder.loaders]
         return {
             "nac_me": _number(result.nac_me),
-            **grid,
+            **values,
             # a mean over environments, as val_acc is
             "val_loss": _number(mean(losses)),
             "nac": {
@@ -188,10 +186,26 @@ class Recording:
                 "degenerate": result.degenerate,
                 "num_samples": result.num_samples,
                 "num_counted": result.num_counted,
-                "grid": {key: asdict(other) for key, other in recorder.grid.items()},
+                "grid": grid,
                 **recorder.notes,
             },
         }
+
+    def _variants(self) -> tuple[dict[str, float | None], dict[str, dict[str, Any]]]:
+        """NAC-ME of the grid's settings, and of each layer alone where there are several; and what they are."""
+        values: dict[str, float | None] = {}
+        grid: dict[str, dict[str, Any]] = {}
+        for key, settings in {"nac_me": self._recorder.settings, **self._recorder.grid}.items():
+            per_layer = self._counters[_as_counted(settings)].per_layer(settings.fill)
+            if key != "nac_me":
+                values[key] = _number(mean(list(per_layer.values())))
+                grid[key] = asdict(settings)
+            if len(per_layer) > 1:
+                for layer, value in per_layer.items():
+                    at = f"{key}_at_{re.sub(r'[^0-9a-zA-Z]', '_', layer)}"
+                    values[at] = _number(value)
+                    grid[at] = {**asdict(settings), "layer": layer}
+        return values, grid
 
 
 def _as_counted(settings: CoverageSettings) -> CoverageSettings:

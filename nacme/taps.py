@@ -179,10 +179,11 @@ class Taps:
         for module, features, output in reversed(self._linear_calls):
             if output is logits or (output.shape == logits.shape and output.data_ptr() == logits.data_ptr()):
                 # a layer that only inherits from nn.Linear may compute something else
-                known = self._head is module or torch.allclose(
-                    nn.functional.linear(features, module.weight, module.bias), logits, rtol=1e-3, atol=1e-3, equal_nan=True
-                )
-                return (module, features) if known else None
+                if self._head is not module:
+                    linear = nn.functional.linear(features, module.weight, module.bias)
+                    if not torch.allclose(linear, logits, rtol=1e-3, atol=1e-3, equal_nan=True):
+                        return None
+                return module, features
         return None
 
     def _read_head(self, logits: Tensor) -> Reading:

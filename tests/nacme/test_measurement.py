@@ -328,7 +328,7 @@ class TestBadInput:
                 return self.head(self.body(x)) * 2
 
         data = [(torch.randn(6, 4), torch.randint(2, (6,)))]
-        with pytest.raises(LayerError, match="no linear layer .* name layers"):
+        with pytest.raises(LayerError, match=r"no linear layer .* name layers"):
             measure(Scaled(), data)
         assert measure(Scaled(), data, "body").num_samples == 6
 

@@ -1,0 +1,119 @@
+"""The recorder: what it writes equals separate measurements, and it is JSON."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nacme import Recorder, measure
+from nacme.errors import ConfigError, DegenerateCoverageWarning
+from nacme.measurement import CoverageSettings
+
+SETTINGS = CoverageSettings(alpha=20.0, bins=20, fill=2)
+
+
+def loader(seed, count=40):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 6, generator=generator)
+    return list(zip(x.split(16), torch.randint(3, (count,), generator=generator).split(16)))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_coverage_is_pooled_and_loss_is_averaged_over_environments(model):
+    loaders = {"env1_out": loader(1), "env2_out": loader(2, count=17)}
+    record = Recorder(model, loaders, settings=SETTINGS).record()
+    together = measure(model, loaders["env1_out"] + loaders["env2_out"], alpha=20.0, bins=20, fill=2)
+    assert record["nac_me"] == together.nac_me
+    losses = [measure(model, each, alpha=20.0, bins=20, fill=2).loss for each in loaders.values()]
+    assert record["val_loss"] == pytest.approx(sum(losses) / 2)
+    assert record["nac"]["num_samples"] == 57
+    assert record["nac"]["num_counted"] == together.num_counted
+    assert record["nac"]["layers"] == ["2:input"]
+
+
+def test_coverage_of_another_split_leaves_the_loss_on_validation(model):
+    out, in_ = {"env1_out": loader(1)}, {"env1_in": loader(3)}
+    record = Recorder(model, out, coverage_loaders=in_, settings=SETTINGS).record()
+    assert record["val_loss"] == pytest.approx(measure(model, loader(1), alpha=20.0).loss)
+    assert record["nac_me"] == measure(model, loader(3), alpha=20.0, bins=20, fill=2).nac_me
+
+
+@pytest.mark.filterwarnings("ignore::nacme.errors.DegenerateCoverageWarning")
+def test_grid_equals_separate_measurements(model):
+    grid = [
+        CoverageSettings(alpha, bins, fill)
+        for alpha in (1.0, 20.0, "auto")
+        for bins in (10, 20)
+        for fill in (1, 0.1)
+    ]
+    record = Recorder(model, {"env0_out": loader(1)}, settings=SETTINGS, grid=grid).record()
+    assert record["nac"]["grid"].keys() == {setting.key() for setting in grid}
+    for setting in grid:
+        alone = measure(model, loader(1), None, setting.alpha, setting.bins, setting.fill)
+        assert record[setting.key()] == pytest.approx(alone.nac_me, abs=1e-7)
+    assert CoverageSettings(0.1, 50, 0.08).key() == "nac_me_a0p1_m50_o0p08"
+
+
+def test_several_layers_are_recorded_together_and_each_alone(model):
+    grid = [CoverageSettings(1.0, 20, 2)]
+    layers = ["0", "2:input"]
+    record = Recorder(model, {"env0_out": loader(1)}, settings=SETTINGS, grid=grid, layers=layers).record()
+    for key in ("nac_me", "nac_me_a1p0_m20_o2"):
+        assert record[key] == pytest.approx((record[f"{key}_at_0"] + record[f"{key}_at_2_input"]) / 2)
+    assert record["nac"]["per_layer"]["0"] == record["nac_me_at_0"]
+    assert record["nac"]["grid"]["nac_me_at_2_input"]["layer"] == "2:input"
+
+
+def test_a_loop_of_ones_own(model):
+    """The two lines that a fork's train.py needs, on real digits and a real optimizer."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = torch.tensor(digits.data, dtype=torch.float32) / 16
+    y = torch.tensor(digits.target)
+    net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    loaders = {f"env{i}_out": list(zip(x[i::3][:150].split(64), y[i::3][:150].split(64))) for i in range(3)}
+
+    recorder = Recorder(net, loaders, settings=CoverageSettings(alpha=1.0, fill=0.08))
+    lines = []
+    for step in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x[450:]), y[450:]).backward()
+        optimizer.step()
+        if step % 20 == 19:
+            results = {"step": step}
+            results.update(recorder.record())
+            lines.append(json.loads(json.dumps(results, allow_nan=False)))
+            assert net.training
+    assert lines[-1]["val_loss"] < lines[0]["val_loss"]
+    assert lines[-1]["nac_me"] > lines[0]["nac_me"]
+
+
+@pytest.mark.filterwarnings("ignore::nacme.errors.DegenerateCoverageWarning")
+def test_a_diverged_model_gives_null_not_nan(model):
+    model[0].weight.data.fill_(math.nan)
+    record = Recorder(model, {"env0_out": loader(1)}, settings=SETTINGS).record()
+    assert record["nac_me"] is None
+    assert record["val_loss"] is None
+    json.dumps(record, allow_nan=False)
+
+
+def test_degenerate_coverage_is_recorded_always_and_said_once(model):
+    recorder = Recorder(model, {"env0_out": loader(1)}, settings=CoverageSettings(alpha=1e-6))
+    with pytest.warns(DegenerateCoverageWarning) as caught:
+        records = [recorder.record() for _ in range(3)]
+    assert len(caught) == 1
+    assert all(record["nac"]["degenerate"] for record in records)
+
+
+def test_no_loader(model):
+    with pytest.raises(ConfigError, match="at least one validation loader"):
+        Recorder(model, {})
