@@ -5,48 +5,15 @@ In every function here a higher score is more *in-distribution*, as in the paper
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from nacme.coverage import NeuronActivationCoverage
 from nacme.errors import ConfigError
 from nacme.states import at_least_float32
-
-
-def percentile(values: Tensor, percent: float) -> Tensor:
-    """Percentile along the last axis with linear interpolation, in float64.
-
-    Parameters
-    ----------
-    values : Tensor, shape [..., N]
-    percent : float
-        In [0, 100].
-
-    Returns
-    -------
-    Tensor, shape [...], float64
-        NaN where a row holds NaN.
-
-    Raises
-    ------
-    ConfigError
-        If ``percent`` lies outside [0, 100].
-
-    Notes
-    -----
-    Masks compare with ``>`` against thresholds that may equal an element, so the rank has to come out whole where
-    it is whole: float64, and two order statistics instead of `torch.quantile` with its limit of 16 million
-    elements.
-    """
-    if not 0 <= percent <= 100:
-        raise ConfigError(f"percentile={percent!r} must lie in [0, 100]")
-    values = values.double()
-    rank = percent / 100 * (values.shape[-1] - 1)
-    below = int(rank)
-    low = values.kthvalue(below + 1, dim=-1).values
-    high = values.kthvalue(min(below + 2, values.shape[-1]), dim=-1).values
-    found = low + (high - low) * (rank - below)
-    return found.masked_fill(values.isnan().any(dim=-1), torch.nan)
 
 
 def line_contribution(features: Tensor, weight: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -98,32 +65,38 @@ def line_contribution(features: Tensor, weight: Tensor, labels: Tensor, num_clas
 
 def line_thresholds(
     contribution: Tensor, weight: Tensor, activation_percentile: float, weight_percentile: float
-) -> tuple[Tensor, Tensor]:
-    """Thresholds of LINe's two masks, for each predicted class.
+) -> tuple[float, float]:
+    """Thresholds of LINe's two masks, for one predicted class.
 
     Parameters
     ----------
-    contribution : Tensor, shape [N, C]
-        From `line_contribution`.
+    contribution : Tensor, shape [N]
+        One class's column of `line_contribution`.
     weight : Tensor, shape [C, N]
     activation_percentile, weight_percentile : float
         ``p_a`` and ``p_w``, in [0, 100]: the share that is masked.
 
     Returns
     -------
-    tuple of Tensor, each of shape [C], float64
-        For neurons: the percentile of ``contribution[:, c]``. For weights: the percentile of
-        ``|contribution[n, c]| W[k, n]`` over all ``(k, n)``.
+    tuple of float
+        For neurons: the percentile of ``contribution[n]``. For weights: the percentile of
+        ``|contribution[n]| W[k, n]`` over all ``(k, n)``. NaN where the contribution is.
 
-    Notes
-    -----
-    One class at a time, so that memory stays at one ``[C, N]`` matrix: a tensor over classes, classes and neurons
-    would take 16 GB for 1,000 classes and 2,048 neurons.
+    Raises
+    ------
+    ConfigError
+        If a percentile lies outside [0, 100].
     """
-    neuron = percentile(contribution.T, activation_percentile)
-    wide = weight.double()
-    pairs = [percentile((column.abs() * wide).flatten(), weight_percentile) for column in contribution.double().T]
-    return neuron, torch.stack(pairs)
+    for name, percent in (("activation", activation_percentile), ("weight", weight_percentile)):
+        if not 0 <= percent <= 100:
+            raise ConfigError(f"{name}_percentile={percent!r} must lie in [0, 100]")
+    contribution, weight = contribution.detach().double(), weight.detach().double()
+    # numpy's percentile, in float64: a threshold may equal an element, which the masks' ">" then drops
+    pairs = (contribution.abs() * weight).cpu().numpy()
+    return (
+        float(np.percentile(contribution.cpu().numpy(), activation_percentile)),
+        float(np.percentile(pairs, weight_percentile)),
+    )
 
 
 def line_masked_logits(
@@ -131,17 +104,17 @@ def line_masked_logits(
     weight: Tensor,
     bias: Tensor | None,
     contribution: Tensor,
-    thresholds: tuple[Tensor, Tensor],
+    thresholds: Callable[[int], tuple[float, float]],
     clip: float,
 ) -> Tensor:
-    """Logits of a linear head through LINe's masks, with thresholds computed beforehand.
+    """Logits of a linear head through LINe's masks.
 
     Parameters
     ----------
     features, weight, bias, contribution, clip
         See `line_logits`.
-    thresholds : tuple of Tensor, each of shape [C]
-        From `line_thresholds`.
+    thresholds : callable
+        Gives `line_thresholds` of a class; called once for each class that is predicted.
 
     Returns
     -------
@@ -149,14 +122,13 @@ def line_masked_logits(
     """
     clipped = features.clamp(max=clip)
     predicted = torch.nn.functional.linear(clipped, weight, bias).argmax(dim=1)
-    contribution, wide = contribution.double(), weight.double()
     logits = clipped.new_empty(len(clipped), len(weight))
     for c in predicted.bincount().nonzero().flatten().tolist():
         rows = predicted == c
-        column = contribution[:, c]
-        neurons = column > thresholds[0][c]
-        kept = weight * (column.abs() * wide > thresholds[1][c])
-        logits[rows] = torch.nn.functional.linear(clipped[rows] * neurons, kept, bias)
+        column = contribution[:, c].double()
+        neuron, pair = thresholds(c)
+        kept = weight * (column.abs() * weight.double() > pair)
+        logits[rows] = torch.nn.functional.linear(clipped[rows] * (column > neuron), kept, bias)
     return logits
 
 
@@ -198,11 +170,14 @@ def line_logits(
     ``contribution[n, c]`` (signed) is strictly above its percentile over neurons, and a weight ``(k, n)`` if
     ``|contribution[n, c]| W[k, n]`` (signed weight) is strictly above its percentile over all weights. A class
     without training samples keeps nothing: its logits are the bias. Samples are grouped by predicted class, so
-    no ``[B, C, N]`` tensor is built.
+    memory stays at a few ``[C, N]`` matrices.
 
     Source: arXiv 2303.13995; ``models/route.py`` of the authors' code.
     """
-    thresholds = line_thresholds(contribution, weight, activation_percentile, weight_percentile)
+
+    def thresholds(c: int) -> tuple[float, float]:
+        return line_thresholds(contribution[:, c], weight, activation_percentile, weight_percentile)
+
     return line_masked_logits(features, weight, bias, contribution, thresholds, clip)
 
 

@@ -82,7 +82,7 @@ class LINe(NetworkDetector, FeaturesDetector):  # type: ignore[misc]
         self.weight = weight
         self.bias = bias
         self.contribution: Tensor | None = None
-        self._thresholds: tuple[Tensor, Tensor] | None = None
+        self._thresholds: dict[int, tuple[float, float]] = {}
 
     def extract(self, x: Tensor) -> Extract:
         """Read the penultimate features; see `NetworkDetector.extract`."""
@@ -138,9 +138,7 @@ class LINe(NetworkDetector, FeaturesDetector):  # type: ignore[misc]
                 stacklevel=2,
             )
         self.contribution = contribution
-        self._thresholds = line_thresholds(
-            contribution, weight, self.activation_percentile, self.weight_percentile
-        )
+        self._thresholds = {}
         return self
 
     def predict_features(self, x: Tensor) -> Tensor:
@@ -158,16 +156,40 @@ class LINe(NetworkDetector, FeaturesDetector):  # type: ignore[misc]
         """
         self._check_fitted()
         assert self.contribution is not None
-        assert self._thresholds is not None
         logits = line_masked_logits(
             at_least_float32(x),
             at_least_float32(self._weight()),
             None if self.bias is None else at_least_float32(self.bias),
             self.contribution,
-            self._thresholds,
+            self._threshold,
             self.clip,
         )
         return -logits.logsumexp(dim=1)
+
+    def _threshold(self, c: int) -> tuple[float, float]:
+        """Thresholds of a class, computed when it is first predicted: many classes never are."""
+        if c not in self._thresholds:
+            assert self.contribution is not None
+            self._thresholds[c] = line_thresholds(
+                self.contribution[:, c], self._weight(), self.activation_percentile, self.weight_percentile
+            )
+        return self._thresholds[c]
+
+    def set_hyperparameters(self, **kwargs: Any) -> Self:
+        """Set hyper-parameters by name; those take effect at once, without fitting again.
+
+        Parameters
+        ----------
+        **kwargs
+            Of `hyperparameter_space`.
+
+        Returns
+        -------
+        Self
+        """
+        self._thresholds = {}
+        super().set_hyperparameters(**kwargs)
+        return self
 
     def _weight(self) -> Tensor:
         if self.weight is None:

@@ -228,6 +228,9 @@ def test_line_agrees_with_its_formula_and_with_its_own_features(net, data):
     torch.testing.assert_close(detector.predict(x), -logits.detach().logsumexp(1), rtol=1e-4, atol=1e-5)
     bare = LINe(weight=net.fc.weight, bias=net.fc.bias, **settings).fit_features(z, y)
     torch.testing.assert_close(bare.predict_features(z), detector.predict(x), rtol=1e-4, atol=1e-5)
+    other = LINe(net).fit(data)
+    other.predict(x)
+    torch.testing.assert_close(other.set_hyperparameters(**settings).predict(x), detector.predict(x))
     named = LINe(net, head="fc", **settings).fit(data)
     torch.testing.assert_close(named.predict(x), detector.predict(x))
 

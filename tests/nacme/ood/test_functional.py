@@ -38,10 +38,10 @@ def test_logits_masks_and_energy_are_the_authors(golden, source, p):
     z, weight, bias = golden["z"], golden["weight"], golden["bias"]
     contribution = golden["contrib" if source == "given" else "taylor_class_mean"]
     p_a, p_w = golden["p_a_p_w"][p].tolist()
-    neuron, pair = OF.line_thresholds(contribution, weight, p_a, p_w)
-    assert torch.equal(neuron[:, None] < contribution.T, golden[f"{source}_p{p}_mask_f"])
-    products = contribution.T.abs()[:, None, :] * weight.double()
-    assert torch.equal(products > pair[:, None, None], golden[f"{source}_p{p}_mask_w"])
+    for c, column in enumerate(contribution.T):
+        neuron, pair = OF.line_thresholds(column, weight, p_a, p_w)
+        assert torch.equal(column > neuron, golden[f"{source}_p{p}_mask_f"][c])
+        assert torch.equal(column.abs() * weight.double() > pair, golden[f"{source}_p{p}_mask_w"][c])
     for c, clip in enumerate(golden["clip"].tolist()):
         logits = OF.line_logits(z, weight, bias, contribution, p_a, p_w, clip)
         np.testing.assert_allclose(logits, golden[f"{source}_p{p}_c{c}_logits"], rtol=1e-5, atol=1e-5)
@@ -60,15 +60,6 @@ def test_a_class_without_samples_keeps_nothing():
     assert contribution[:, :2].isfinite().all()
     logits = OF.line_logits(z + 1, weight, bias, contribution, 10, 10, 1e10)  # all predicted as class 2
     assert torch.equal(logits, bias.expand(6, 3))
-
-
-@given(
-    values=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40),
-    percent=st.sampled_from([0, 10, 25, 50, 90, 100]) | st.floats(0, 100),
-)
-def test_percentile_is_numpys(values, percent):
-    found = OF.percentile(torch.tensor(values, dtype=torch.float64), percent)
-    assert float(found) == pytest.approx(np.percentile(values, percent), rel=1e-12, abs=1e-9)
 
 
 @settings(deadline=None)
@@ -90,8 +81,8 @@ def test_contribution_rejects_labels_that_do_not_fit(labels, message):
 
 
 def test_percentile_out_of_range():
-    with pytest.raises(ConfigError, match="must lie in"):
-        OF.percentile(torch.rand(3), 101)
+    with pytest.raises(ConfigError, match="weight_percentile=101 must lie in"):
+        OF.line_thresholds(torch.rand(3), torch.rand(2, 3), 10, 101)
 
 
 def test_nap_by_hand():
