@@ -105,11 +105,12 @@ def _study(sweep: Path, report: Path) -> None:
 def _summary(selected: pd.DataFrame) -> pd.DataFrame:
     """Average over (algorithm, test env) cells: mean and standard error."""
     groups = selected.assign(test_acc=100 * selected["test_acc"]).groupby("criterion", sort=False)
-    table: pd.DataFrame = groups.agg(
+    table = groups.agg(
         cells=("test_acc", "count"),
         test_acc=("test_acc", "mean"),
         test_acc_se=("test_acc", "sem"),
         regret=("regret", "mean"),
         regret_se=("regret", "sem"),
     )
-    return table.reset_index()
+    result: pd.DataFrame = table.reset_index()
+    return result
