@@ -296,7 +296,7 @@ class IRM(_AnnealedPenalty):
 
 
 class VREx(_AnnealedPenalty):
-    """Risk extrapolation (Krueger et al. 2021, arXiv:2003.00688, equation 8): penalizes the risks' variance.
+    """Risk extrapolation (Krueger et al. 2021, arXiv:2003.00688, V-REx): penalizes the risks' variance.
 
     Adds `vrex_lambda` times the (population) variance once `vrex_penalty_anneal_iters` steps are made.
     """

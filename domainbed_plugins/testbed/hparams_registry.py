@@ -17,7 +17,7 @@ _COMMON: dict[str, _Entry] = {
     "data_augmentation": (False, lambda r: False),
     "class_balanced": (False, lambda r: False),
     "nonlinear_classifier": (False, lambda r: False),
-    "lr": (3e-3, lambda r: 10 ** r.uniform(-3.5, -2)),
+    "lr": (3e-3, lambda r: 10 ** r.uniform(-3.7, -1.7)),
     "weight_decay": (0.0, lambda r: 10 ** r.uniform(-6, -2)),
     # An environment trains on 239 samples or more.
     "batch_size": (32, lambda r: int(2 ** r.uniform(4, 6))),

@@ -60,11 +60,12 @@ class InfiniteDataLoader:
     Raises
     ------
     nacme.errors.ConfigError
-        If `dataset` is smaller than `batch_size`. DomainBed's loader then searches for ever for a full batch.
+        If `dataset` is smaller than `batch_size` and there are no weights: DomainBed's sampler then draws
+        for ever without completing a batch.
     """
 
     def __init__(self, dataset: Sized, weights: Tensor | None, batch_size: int, num_workers: int) -> None:
-        if len(dataset) < batch_size:
+        if weights is None and len(dataset) < batch_size:
             raise ConfigError(
                 f"batch_size {batch_size} is larger than a training split of {len(dataset)} samples: "
                 "lower batch_size, or holdout_fraction"

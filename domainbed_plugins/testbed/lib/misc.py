@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -127,13 +128,13 @@ class Tee:
 
     Parameters
     ----------
-    fname : str
+    fname : str or os.PathLike
         The file.
     mode : str
         How to open it; the default continues an existing one.
     """
 
-    def __init__(self, fname: str, mode: str = "a") -> None:
+    def __init__(self, fname: str | os.PathLike[str], mode: str = "a") -> None:
         self.stdout = sys.stdout
         self.file = open(fname, mode)  # noqa: SIM115 - lives as long as the process prints
 
