@@ -189,3 +189,54 @@ def test_a_sweep_on_disk(simulated_sweep: Path) -> None:
     table = nacme.rank_correlation(nacme.load_sweep(simulated_sweep))
     assert table["n_runs"].tolist() == [8] * 6
     assert (table["kendall_tau"] > 0.3).all()
+
+
+def autocorrelated(rng: np.random.Generator, n_runs: int, n_steps: int = 17) -> tuple[np.ndarray, np.ndarray]:
+    """Two criteria that share half of their variance; each has a level per run and memory along it."""
+
+    def series() -> np.ndarray:
+        noise = rng.normal(size=(n_runs, n_steps))
+        values = noise.copy()
+        for t in range(1, n_steps):
+            values[:, t] = 0.9 * values[:, t - 1] + np.sqrt(1 - 0.9**2) * noise[:, t]
+        return values + 0.5 * rng.normal(size=(n_runs, 1))
+
+    shared = series()
+    return shared + series(), shared + series()
+
+
+def simulated(rng: np.random.Generator, n_runs: int = 20) -> pd.DataFrame:
+    x, y = autocorrelated(rng, n_runs)
+    columns = {"dataset": "Toy", "algorithm": "ERM", "test_env": 0, "n_test_envs": 1, "step": 1}
+    run = np.repeat([f"r{r:02}" for r in range(n_runs)], x.shape[1])
+    return pd.DataFrame({"run": run, **columns, "nac_me": x.ravel(), "test_acc": y.ravel()})
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, float]:
+    """The two populations' tau, from far more runs than a study has."""
+    x, y = autocorrelated(np.random.default_rng(0), 4000)
+    within = np.mean([scipy.stats.kendalltau(a, b).statistic for a, b in zip(x, y)])
+    return {"run": float(within), "sweep": float(scipy.stats.kendalltau(x.ravel(), y.ravel()).statistic)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", ["run", "sweep"])
+def test_the_interval_holds_the_truth_as_often_as_it_says(population: str, truth: dict[str, float]) -> None:
+    held = []
+    for seed in range(200):
+        df = simulated(np.random.default_rng([1, seed]))
+        row = one(df, population=population, n_boot=400)
+        held.append(row.kendall_low <= truth[population] <= row.kendall_high)
+    assert 0.92 <= np.mean(held) <= 0.97
+
+
+@pytest.mark.slow
+def test_resampling_checkpoints_as_if_they_were_independent_would_not(truth: dict[str, float]) -> None:
+    held = []
+    for seed in range(50):
+        df = simulated(np.random.default_rng([1, seed]))
+        alone = df.assign(run=[f"c{i}" for i in range(len(df))])  # each checkpoint a run of its own
+        row = one(alone, population="sweep", n_boot=200)
+        held.append(row.kendall_low <= truth["sweep"] <= row.kendall_high)
+    assert np.mean(held) < 0.7
