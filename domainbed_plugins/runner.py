@@ -170,6 +170,44 @@ def make_hparams(testbed: Testbed, args: Mapping[str, Any]) -> dict[str, Any]:
     return {**hparams, **parse_hparams(args["hparams"])}
 
 
+def make_dataset(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> Any:
+    """Load a data set.
+
+    Parameters
+    ----------
+    testbed : Testbed
+    args, hparams : mapping
+
+    Returns
+    -------
+    DomainBed data set
+
+    Raises
+    ------
+    ConfigError
+        If the data cannot be found.
+    """
+    make = testbed.datasets.get_dataset_class(args["dataset"])
+    try:
+        return make(args["data_dir"], args["test_envs"], hparams)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--data_dir {args['data_dir']}: {args['dataset']} cannot be read there: {error}"
+        ) from error
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators that data sets and algorithms draw from, as DomainBed does.
+
+    Parameters
+    ----------
+    seed : int
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the algorithms draw from the global generators
+    torch.manual_seed(seed)
+
+
 def make_splits(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> Splits:
     """Load a data set and split its environments as DomainBed does.
 
@@ -187,12 +225,7 @@ def make_splits(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str,
     ConfigError
         If the data cannot be found, or a split is too small.
     """
-    try:
-        dataset = testbed.datasets.get_dataset_class(args["dataset"])(args["data_dir"], args["test_envs"], hparams)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"--data_dir {args['data_dir']}: {args['dataset']} cannot be read there: {error}"
-        ) from error
+    dataset = make_dataset(testbed, args, hparams)
     misc, balanced = testbed.misc, hparams["class_balanced"]
 
     def weighted(split: Any) -> tuple[Any, Any]:
@@ -235,9 +268,7 @@ def make_splits(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str,
 def _train(
     testbed: Testbed, args: dict[str, Any], hparams: dict[str, Any], options: TrainOptions, output: Path
 ) -> None:
-    random.seed(args["seed"])
-    np.random.seed(args["seed"])  # noqa: NPY002 - the algorithms draw from the global generators
-    torch.manual_seed(args["seed"])
+    seed_everything(args["seed"])
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
