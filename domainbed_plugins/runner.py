@@ -406,8 +406,11 @@ def _open_output(output: Path) -> None:
 def _teed(testbed: Testbed, output: Path) -> Iterator[None]:
     """Copy standard output and error into ``out.txt`` and ``err.txt``."""
     with contextlib.ExitStack() as stack:
-        for name, redirect in (("out", contextlib.redirect_stdout), ("err", contextlib.redirect_stderr)):
+        # DomainBed's tee writes to the standard output of its birth, and so would the one for errors
+        streams = {"out": (sys.stdout, contextlib.redirect_stdout), "err": (sys.stderr, contextlib.redirect_stderr)}
+        for name, (stream, redirect) in streams.items():
             tee = testbed.misc.Tee(output / f"{name}.txt")
+            tee.stdout = stream
             stack.callback(tee.file.close)
             stack.enter_context(redirect(tee))
         yield
