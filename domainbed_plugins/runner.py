@@ -407,7 +407,10 @@ def _teed(testbed: Testbed, output: Path) -> Iterator[None]:
     """Copy standard output and error into ``out.txt`` and ``err.txt``."""
     with contextlib.ExitStack() as stack:
         # DomainBed's tee writes to the standard output of its birth, and so would the one for errors
-        streams = {"out": (sys.stdout, contextlib.redirect_stdout), "err": (sys.stderr, contextlib.redirect_stderr)}
+        streams = {
+            "out": (sys.stdout, contextlib.redirect_stdout),
+            "err": (sys.stderr, contextlib.redirect_stderr),
+        }
         for name, (stream, redirect) in streams.items():
             tee = testbed.misc.Tee(output / f"{name}.txt")
             tee.stdout = stream
