@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nacme.errors import NacmeError
+from nacme.ood import functional, outliers
 
 if TYPE_CHECKING:
     from nacme.ood.line import LINe
@@ -25,7 +26,7 @@ _HOMES = {
     "tune": "nacme.ood.tuning",
 }
 
-__all__ = ["NACUE", "NAP", "LINe", "Tuning", "tune"]
+__all__ = ["NACUE", "NAP", "LINe", "Tuning", "functional", "outliers", "tune"]
 
 
 def __getattr__(name: str) -> Any:
