@@ -131,6 +131,29 @@ def correlate_command(
     )
 
 
+@app.command("report")
+def report_command(
+    sweep: SweepPath,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also every figure as PNG and PDF, every table as CSV and LaTeX."),
+    ] = None,
+    criterion: CriterionNames = None,
+    include_step0: Annotated[
+        bool, typer.Option("--include-step0", help="Count the untrained network as a checkpoint.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap over runs.")] = 0,
+    criteria_module: CriteriaModules = None,
+) -> None:
+    """Write a sweep's tables and figures as one self-contained page."""
+    from nacme import study
+
+    study.run_report(
+        sweep, out, criterion, export=export, include_step0=include_step0, seed=seed, modules=criteria_module
+    )
+
+
 @app.command("criteria")
 def criteria_command(form: FormatOption = Format.table, criteria_module: CriteriaModules = None) -> None:
     """List every criterion: direction, data it sees, cost, source."""

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -134,15 +135,15 @@ def say(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED, style="italic")
 
 
-def percent_axis(ax: Axes) -> None:
-    """Show accuracies between 0 and 1 as percent, with decimals only where ticks are closer than a point."""
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+def percent_axis(axis: Axis) -> None:
+    """Show accuracies between 0 and 1 as percent, with a decimal only where the axis spans under 5 points."""
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
 
     def show(value: float, _: int | None = None) -> str:
-        low, high = ax.get_ylim()
+        low, high = axis.get_view_interval()
         return f"{100 * value:.{1 if abs(high - low) < 0.05 else 0}f}%"
 
-    ax.yaxis.set_major_formatter(FuncFormatter(show))
+    axis.set_major_formatter(FuncFormatter(show))
 
 
 def counted(number: int, noun: str) -> str:

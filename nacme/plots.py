@@ -97,7 +97,9 @@ def scatter(df: pd.DataFrame, criterion: str, *, columns: int = 3) -> Figure:
         ax.set_xlabel(criterion)
         ax.set_ylabel("test accuracy")
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        percent_axis(ax)
+        if criterion.endswith("_acc"):
+            percent_axis(ax.xaxis)
+        percent_axis(ax.yaxis)
         ax.grid(True)
         if kept.empty:
             say(ax, f"no checkpoint has {criterion}")
@@ -166,7 +168,7 @@ def training_curves(
         shown = f"{len(runs)} of {counted(cell['run'].nunique(), 'run')} shown"
         set_title(ax, f"{dataset}, test env {env}", f"{shown}; solid: test, dashed: validation")
         ax.set_ylabel("accuracy")
-        percent_axis(ax)
+        percent_axis(ax.yaxis)
         ax.grid(True)
         lowest = ax
         if criteria and picks is not None:

@@ -1,7 +1,8 @@
-"""What the commands ``select``, ``correlate`` and ``criteria`` do once their flags are read."""
+"""What the commands ``select``, ``correlate``, ``report`` and ``criteria`` do once their flags are read."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,32 @@ def run_correlate(
     for note in table.attrs["notes"]:
         _say(note)
     write_frame(table, form)
+
+
+def run_report(
+    sweep: Path,
+    out: Path,
+    criterion: Sequence[str] | None,
+    *,
+    export: Path | None,
+    include_step0: bool,
+    seed: int,
+    modules: Sequence[str] | None = None,
+) -> None:
+    """Write the report of a sweep and print where it is."""
+    from nacme.report import write_report
+
+    df = _load(sweep, modules)
+    written = write_report(
+        df,
+        out,
+        criteria=split_names(criterion) or None,
+        export=export,
+        command=shlex.join(["nacme", *sys.argv[1:]]),
+        include_step0=include_step0,
+        seed=seed,
+    )
+    print(written)
 
 
 def run_criteria(form: Format, *, modules: Sequence[str] | None = None) -> None:
