@@ -195,8 +195,8 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Images: {counts}; {result['correct']} of the first predicted right. AUROC and FPR95 in percent; "
-        f"cost in processor time of plain forward passes ({result['forward_ms_per_image']:.2f} ms per image, batches "
-        f"of {result['batch']}). PACS without {' and '.join(sorted(SHARED))}, which CIFAR-10 has too.",
+        f"cost in plain forward passes, by processor time ({result['forward_ms_per_image']:.2f} ms per image, "
+        f"batches of {result['batch']}). PACS without {' and '.join(sorted(SHARED))}, which CIFAR-10 has too.",
         f"{result['machine']}; {versions}; {result['date']}.",
     ]
     return "\n".join(lines)
