@@ -60,7 +60,33 @@ def parser() -> argparse.ArgumentParser:
     stock = result.add_argument_group("DomainBed's flags")
     for name, options in STOCK_FLAGS.items():
         stock.add_argument(f"--{name}", **options)
-    ours = result.add_argument_group("coverage")
+    add_coverage_flags(result)
+    running = result.add_argument_group("running")
+    running.add_argument(
+        "--eval_splits",
+        choices=["all", "fast"],
+        default="all",
+        help="fast: leave out the training environments' in splits, which no selection method reads",
+    )
+    running.add_argument(
+        "--n_workers",
+        type=worker_count,
+        default=None,
+        help="workers per loader, or 'auto' for this machine's; default: DomainBed's, since the count decides "
+        "which augmentations are drawn",
+    )
+    running.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
+    return result
+
+
+def add_coverage_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how coverage is measured.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+    """
+    ours = parser.add_argument_group("coverage")
     ours.add_argument(
         "--nac_split", choices=["out", "in"], default="out", help="splits that coverage is measured on"
     )
@@ -78,22 +104,27 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUES",
         help="settings to record besides, from the same pass: alpha=0.1,1,auto bins=50,100 fill=500,0.08",
     )
-    running = result.add_argument_group("running")
-    running.add_argument(
-        "--eval_splits",
-        choices=["all", "fast"],
-        default="all",
-        help="fast: leave out the training environments' in splits, which no selection method reads",
-    )
-    running.add_argument(
-        "--n_workers",
-        type=worker_count,
-        default=None,
-        help="workers per loader, or 'auto' for this machine's; default: DomainBed's, since the count decides "
-        "which augmentations are drawn",
-    )
-    running.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
-    return result
+
+
+def coverage_settings(flags: argparse.Namespace) -> CoverageSettings:
+    """Read the settings that the coverage flags ask for.
+
+    Parameters
+    ----------
+    flags : argparse.Namespace
+
+    Returns
+    -------
+    CoverageSettings
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+    from nacme.measurement import CoverageSettings
+
+    return CoverageSettings(flags.nac_alpha, flags.nac_bins, flags.nac_fill, not flags.nac_all_samples)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,9 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from domainbed_plugins import backends
     from domainbed_plugins.runner import TrainOptions, train
-    from nacme.measurement import CoverageSettings
 
-    settings = CoverageSettings(flags.nac_alpha, flags.nac_bins, flags.nac_fill, not flags.nac_all_samples)
+    settings = coverage_settings(flags)
     options = TrainOptions(
         settings=settings,
         grid=parse_grid(flags.nac_grid, settings),

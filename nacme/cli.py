@@ -75,6 +75,18 @@ def train_command(context: typer.Context) -> None:
     train.main(context.args)
 
 
+@app.command(
+    "score",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def score_command(context: typer.Context) -> None:
+    """Measure checkpoints that any DomainBed saved (nacme score --help)."""
+    from domainbed_plugins import score
+
+    score.main(context.args)
+
+
 SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep directory, or a single run's.")]
 CriterionNames = Annotated[
     list[str] | None,
@@ -180,7 +192,7 @@ def report_errors(run: object) -> None:
         run()
     except NacmeError as error:
         print(f"nacme: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
 
 
 def main() -> None:
