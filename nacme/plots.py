@@ -78,7 +78,10 @@ def scatter(df: pd.DataFrame, criterion: str, *, columns: int = 3) -> Figure:
     low, high = float(df["step"].min()), float(df["step"].max())
     points = None
     for ax, ((dataset, env), cell) in zip(axes, cells):
-        kept = cell.dropna(subset=[criterion, "test_acc"]).sort_values("step", kind="stable")
+        kept = cell.dropna(subset=[criterion, "test_acc"])
+        many = len(kept) > RASTERIZE_ABOVE
+        # Shuffled, so that where points overlap late ones do not always hide early ones.
+        kept = kept.iloc[np.random.default_rng(0).permutation(len(kept))]
         points = ax.scatter(
             kept[criterion],
             kept["test_acc"],
@@ -86,10 +89,10 @@ def scatter(df: pd.DataFrame, criterion: str, *, columns: int = 3) -> Figure:
             cmap="cividis",
             vmin=low,
             vmax=max(high, low + 1),
-            s=16,
-            linewidths=0.3,
+            s=6 if many else 16,
+            linewidths=0 if many else 0.3,
             edgecolors="white",
-            rasterized=len(kept) > RASTERIZE_ABOVE,
+            rasterized=many,
         )
         left_out = len(cell) - len(kept)
         note = counted(len(kept), "checkpoint") + f" of {counted(kept['run'].nunique(), 'run')}"
@@ -299,7 +302,7 @@ def regret_plot(selection: pd.DataFrame, *, order: Sequence[str] | None = None, 
                     MARKERS[position % 7],
                     color=OKABE_ITO[position % 7],
                     ms=4.5,
-                    alpha=0.75,
+                    alpha=float(np.clip(30 / max(len(values), 1), 0.15, 0.75)),
                     mew=0,
                     rasterized=len(values) > RASTERIZE_ABOVE,
                     clip_on=False,
@@ -307,7 +310,7 @@ def regret_plot(selection: pd.DataFrame, *, order: Sequence[str] | None = None, 
             if len(chosen):
                 mean = float(chosen["regret"].mean())
                 error = float(chosen["regret"].sem()) if len(chosen) > 1 else 0.0
-                ax.errorbar([mean], [y], xerr=[error], fmt="|", color=INK, ms=15, mew=2, lw=2, capsize=3, zorder=5)
+                ax.errorbar([mean], [y], xerr=[error], fmt="|", color=INK, ms=19, mew=2, lw=2, capsize=3, zorder=5)
             else:
                 ax.text(0.1, y, "undefined", va="center", color=MUTED, style="italic", fontsize=9)
         ax.set_yticks(range(len(order)), list(order))

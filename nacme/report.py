@@ -6,6 +6,7 @@ Every statistic comes from `nacme.selection` and `nacme.correlation`; this modul
 from __future__ import annotations
 
 import base64
+import io
 import os
 import platform
 import re
@@ -21,17 +22,20 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from nacme import plots
 from nacme.criteria import default_criteria
 from nacme.errors import ConfigError
-from nacme.findings import Findings, Population, cautions, degenerate, gather, verdicts
+from nacme.findings import Findings, Population, gather
 from nacme.plot_style import counted, render
 from nacme.tables import Column, Table, decimal, integer, p_value, percent, points, text, with_interval
+from nacme.verdicts import cautions, degenerate, verdicts
 
-MAX_PANELS = 24
-MAX_ROWS = 500
-_SVG_LIMIT = 60_000
+MAX_BYTES = 900_000  # of the panels under one caption, after which no more are drawn
+MAX_ROWS = 300
+_SVG_LIMIT = 60_000  # bytes of one panel
+_SVG_BUDGET = 400_000  # bytes of the panels under one caption, if they are to be SVG
 _WITHIN = {"run": "within a run", "sweep": "across the sweep"}
 _CELL = ["dataset", "test_env"]
 
@@ -411,17 +415,27 @@ def _figures(
     whole: Callable[[], Figure],
 ) -> FigureGroup:
     """Draw a panel per cell, so that the page can set them side by side or one below the other."""
-    shown = cells[:MAX_PANELS]
-    if len(cells) > len(shown):
-        caption += f" The first {len(shown)} of {len(cells)} panels; --export writes all."
-    return FigureGroup(name, caption, [_panel(draw(cell), alt) for cell, alt in shown], whole)
+    svg_limit = min(_SVG_LIMIT, _SVG_BUDGET / len(cells))
+    panels: list[Panel] = []
+    for cell, alt in cells:
+        if sum(len(panel.src) for panel in panels) > MAX_BYTES:
+            caption += f" The first {len(panels)} of {len(cells)} panels; --export writes all."
+            break
+        panels.append(_panel(draw(cell), alt, svg_limit))
+    return FigureGroup(name, caption, panels, whole)
 
 
-def _panel(figure: Figure, alt: str) -> Panel:
-    """Encode a figure as SVG, or as PNG at twice the screen's resolution where SVG would be large."""
+def _panel(figure: Figure, alt: str, svg_limit: float) -> Panel:
+    """Encode a figure as SVG, or, where that takes more bytes than allowed, as PNG at twice the screen's dots."""
     content, kind = render(figure, "svg"), "image/svg+xml"
-    if len(content) > _SVG_LIMIT:
-        content, kind = render(figure, "png"), "image/png"
+    if len(content) > svg_limit:
+        # 128 colours are enough for a panel and take a third of the bytes.
+        drawn = (
+            Image.open(io.BytesIO(render(figure, "png"))).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        )
+        stream = io.BytesIO()
+        drawn.save(stream, "png", optimize=True)
+        content, kind = stream.getvalue(), "image/png"
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     return Panel(f"data:{kind};base64,{base64.b64encode(content).decode()}", alt, width, height)
 

@@ -18,12 +18,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from nacme import findings, load_sweep
+from nacme import load_sweep
 from nacme.cli import app
 from nacme.comparison import compare_criteria
 from nacme.errors import ConfigError, CriterionError, NacmeError
-from nacme.findings import Verdict, gather, verdicts
+from nacme.findings import gather
 from nacme.report import write_report
+from nacme.verdicts import Verdict, degenerate, direction, verdicts
 
 WriteSweep = Callable[..., Path]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -188,7 +189,7 @@ def test_degenerate_coverage_is_said_plainly(
     assert "Coverage is degenerate." in page.text
     assert "At 50 of the 54 checkpoints where it was measured" in page.text
     assert "1.1 bins occupied on average" in page.text
-    assert findings.degenerate(df.drop(columns=["degenerate", "occupied_bins"])) is None
+    assert degenerate(df.drop(columns=["degenerate", "occupied_bins"])) is None
 
 
 def test_several_data_sets_and_algorithms(write_sweep: WriteSweep, tmp_path: Path) -> None:
@@ -206,17 +207,18 @@ def test_several_data_sets_and_algorithms(write_sweep: WriteSweep, tmp_path: Pat
     assert page.tables["correlations-run"][0][:3] == ["data set", "test env", "criterion"]
     assert page.tables["quality-run"][0][:4] == ["data set", "algorithm", "test env", "criterion"]
     assert all(f"On {name}, across 8 runs" in page.text for name in ("A_1", "B", "C"))
+    assert re.search(r"Within a run: [a-z ]+Better on \d, worse on \d of 3 data sets\.", page.text)
 
 
 def test_long_tables_are_cut_in_the_page_and_whole_in_the_export(
     df: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nacme.report.MAX_ROWS", 10)
-    monkeypatch.setattr("nacme.report.MAX_PANELS", 2)
+    monkeypatch.setattr("nacme.report.MAX_BYTES", 20_000)
     page = Page.read(write_report(df, tmp_path / "r.html", export=tmp_path / "out", n_boot=20))
     assert len(page.tables["choices-run"]) == 11
     assert "The first 10 of 96 rows; --export writes all." in page.text
-    assert "The first 2 of 3 panels; --export writes all." in page.text
+    assert "The first 1 of 3 panels; --export writes all." in page.text
     assert len(pd.read_csv(tmp_path / "out" / "choices-run.csv")) == 96
 
 
@@ -345,7 +347,7 @@ def test_verdict_no_difference(df: pd.DataFrame) -> None:
     assert within.label == "Within a run: no difference can be told"
     assert "no difference can be told between NAC-ME and validation accuracy" in within.sentence
     assert "an interval that contains 0" in within.sentence
-    assert "in 3 no difference can be told" in across.sentence
+    assert "in any of its 3 test envs" in across.sentence
 
 
 def test_verdict_on_a_constant_criterion_is_undefined_with_its_reason(
@@ -411,9 +413,7 @@ def test_one_criterion_has_nothing_to_be_compared_with(small: pd.DataFrame, tmp_
 
 
 def test_direction_needs_the_interval_to_leave_out_zero() -> None:
-    kinds = [
-        findings.direction(low, high) for low, high in [(0.01, 1), (-1, -0.01), (-0.1, 0.1), (0, 1), (np.nan, 1)]
-    ]
+    kinds = [direction(low, high) for low, high in [(0.01, 1), (-1, -0.01), (-0.1, 0.1), (0, 1), (np.nan, 1)]]
     assert kinds == ["better", "worse", "none", "none", "undefined"]
 
 
