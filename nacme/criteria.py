@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from nacme import expressions, record_criteria
+from nacme import expressions
 from nacme.errors import CriterionError, nearest
 from nacme.plugins import import_module, load_entry_points
 
@@ -57,6 +57,8 @@ class Criterion:
         from the network that returns a float; None where another part of the package measures it.
     partial : bool
         Whether it is undefined at some checkpoints by design, so that this needs no warning.
+    optional : bool
+        Whether it is recorded only when asked for by name.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Criterion:
     description: str
     compute: Callable[[Any], Any] | None = None
     partial: bool = False
+    optional: bool = False
 
     @property
     def is_recorded(self) -> bool:
@@ -145,6 +148,7 @@ def criterion(
 
 def all_criteria() -> dict[str, Criterion]:
     """Return every criterion by name: the package's own, then those of installed plug-ins."""
+    import_module("nacme.builtin_criteria")
     load_entry_points(ENTRY_POINTS)
     return dict(_REGISTRY)
 
@@ -287,81 +291,3 @@ def _missing(chosen: Criterion, df: pd.DataFrame) -> str:
         f"the records of {where} do not hold criterion {chosen.name!r}; measure the saved checkpoints with "
         f"'nacme score {where} --data_dir DIR --criteria {chosen.name}'"
     )
-
-
-_NAC = "Liu et al., Neuron activation coverage: rethinking OOD detection and generalization, ICLR 2024"
-_DOMAINBED = "Gulrajani & Lopez-Paz, In search of lost domain generalization, ICLR 2021"
-
-for _builtin in (
-    Criterion(
-        name="nac_me",
-        higher_is_better=True,
-        sees="ind",
-        needs=("features", "gradients"),
-        cost="one pass over the validation splits",
-        source=f"{_NAC}, section 3.3",
-        description="NAC-ME: the part of the neurons' state space that in-distribution data covers.",
-    ),
-    Criterion(
-        name="val_acc",
-        higher_is_better=True,
-        sees="ind",
-        needs=("records",),
-        cost="none: DomainBed records it",
-        source=f"{_DOMAINBED}, section 3 (training-domain validation)",
-        description="Mean accuracy on the held-out splits of the training envs.",
-        compute=lambda df: df["val_acc"],
-    ),
-    Criterion(
-        name="val_loss",
-        higher_is_better=False,
-        sees="ind",
-        needs=("logits",),
-        cost="one pass over the validation splits",
-        source="common practice in early stopping",
-        description="Mean over training envs of the mean cross-entropy on their held-out splits.",
-    ),
-    Criterion(
-        name="last",
-        higher_is_better=True,
-        sees="ind",
-        needs=("records",),
-        cost="none",
-        source="the baseline without early stopping",
-        description="The step itself: the last checkpoint is the best.",
-        compute=record_criteria.last,
-    ),
-    Criterion(
-        name="oracle",
-        higher_is_better=True,
-        sees="oracle",
-        needs=("records",),
-        cost="none, but it looks at the test labels",
-        source="the upper bound",
-        description="Test accuracy itself: regret 0 by construction.",
-        compute=record_criteria.oracle,
-    ),
-    Criterion(
-        name="domainbed_oracle",
-        higher_is_better=True,
-        sees="oracle",
-        needs=("records",),
-        cost="none, but it looks at test labels",
-        source=f"{_DOMAINBED}, section 3 (test-domain validation)",
-        description="Accuracy on the test env's held-out split, last checkpoint of each run only.",
-        compute=record_criteria.domainbed_oracle,
-        partial=True,
-    ),
-    Criterion(
-        name="leave_one_out",
-        higher_is_better=True,
-        sees="ind",
-        needs=("records",),
-        cost="a run for every pair of test envs",
-        source=f"{_DOMAINBED}, section 3 (leave-one-domain-out cross-validation)",
-        description="Mean accuracy on each training env when training leaves it out too.",
-        compute=record_criteria.leave_one_out,
-        partial=True,
-    ),
-):
-    register(_builtin)

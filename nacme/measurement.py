@@ -74,12 +74,15 @@ class CoverageSettings:
         ``O``, as a count (int) or as a fraction of the counted samples (float).
     correct_only : bool
         Count correctly classified samples only.
+    quantity : {"product", "activation", "gradient"}
+        What the state is made of: ``z * g``, or one of the two alone (ablations).
     """
 
     alpha: float | str = 0.1
     bins: int = 50
     fill: int | float = 500
     correct_only: bool = True
+    quantity: str = "product"
 
     def __post_init__(self) -> None:
         if isinstance(self.alpha, str):
@@ -125,7 +128,12 @@ class CoverageCounter:
         """
         for name, activation in reading.activations.items():
             # float32 whatever the model's type: states saturate where the authors' do
-            product = activation.float() * reading.gradients[name].float()
+            if self.settings.quantity == "product":
+                product = activation.float() * reading.gradients[name].float()
+            else:
+                product = (
+                    activation if self.settings.quantity == "activation" else reading.gradients[name]
+                ).float()
             self._num_nan = self._num_nan + product.isnan().sum()
             if self.settings.correct_only:
                 # NaN falls in no bin; indexing would make the host wait for the device
@@ -228,16 +236,41 @@ def observe(
     NacmeError
         If the loader gives no samples, or something else than pairs.
     """
-    place, dtype = _place_and_dtype(model, device)
-    empty = True
     with untouched(model), Taps(model, layers) as taps:
-        for batch in loader:
-            x, y = _pair(batch)
-            x = x.to(place, non_blocking=True)
-            if x.is_floating_point() and dtype is not None:
-                x = x.to(dtype)
-            empty = False
-            yield taps.read(x), torch.as_tensor(y).to(place, non_blocking=True).reshape(len(x))
+        for x, labels in batches(model, loader, device):
+            yield taps.read(x), labels
+
+
+def batches(
+    model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Bring a loader's batches to where the model is, inputs in its floating point type.
+
+    Parameters
+    ----------
+    model, loader, device
+        See `observe`.
+
+    Yields
+    ------
+    x : Tensor, shape [B, ...]
+    labels : Tensor, shape [B]
+
+    Raises
+    ------
+    NacmeError
+        If the loader gives no samples, or something else than pairs.
+    """
+    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    place = torch.device(device) if device is not None else (tensors[0].device if tensors else torch.device("cpu"))
+    empty = True
+    for batch in loader:
+        x, y = _pair(batch)
+        x = x.to(place, non_blocking=True)
+        if x.is_floating_point() and tensors:
+            x = x.to(tensors[0].dtype)
+        empty = False
+        yield x, torch.as_tensor(y).to(place, non_blocking=True).reshape(len(x))
     if empty:
         raise NacmeError("the loader gave no samples; check the split and its batch size")
 
@@ -367,18 +400,13 @@ def accuracy(model: nn.Module, loader: Iterable[Any], device: torch.device | str
     float
         Fraction of samples whose largest logit is the label's.
     """
-    place, dtype = _place_and_dtype(model, device)
     predict = getattr(model, "predict", model)
-    correct, total = torch.zeros((), dtype=torch.int64, device=place), 0
+    correct: Tensor | int = 0
+    total = 0
     with untouched(model), torch.no_grad():
-        for batch in loader:
-            x, y = _pair(batch)
-            x = x.to(place, non_blocking=True)
-            x = x.to(dtype) if x.is_floating_point() and dtype is not None else x
-            correct += is_correct(predict(x), torch.as_tensor(y).to(place).reshape(len(x))).sum()
+        for x, labels in batches(model, loader, device):
+            correct = correct + is_correct(predict(x), labels).sum()
             total += len(x)
-    if not total:
-        raise NacmeError("the loader gave no samples; check the split and its batch size")
     return int(correct) / total
 
 
@@ -413,14 +441,6 @@ def _pair(batch: Any) -> tuple[Tensor, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[0], Tensor):
         return batch[0], batch[1]
     raise NacmeError(f"the loader must give (inputs, labels) pairs of tensors, not {type(batch).__name__}")
-
-
-def _place_and_dtype(
-    model: nn.Module, device: torch.device | str | None
-) -> tuple[torch.device, torch.dtype | None]:
-    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
-    place = torch.device(device) if device is not None else (tensors[0].device if tensors else torch.device("cpu"))
-    return place, tensors[0].dtype if tensors else None
 
 
 def mean(values: list[float]) -> float:

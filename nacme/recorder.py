@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nacme.criteria import all_criteria, get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning
 from nacme.measurement import (
     CoverageCounter,
@@ -23,6 +25,17 @@ from nacme.measurement import (
     observe,
     summarize,
 )
+from nacme.network_criteria import Collected
+from nacme.taps import Reading
+
+#: Recorded at every checkpoint whatever is asked for.
+ALWAYS = ("nac_me", "val_loss")
+#: Criteria that are coverage with other settings. Alone, activation and gradient are on scales of their own.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "nac_me_auto": {"alpha": "auto"},
+    "nac_activation": {"alpha": "auto", "quantity": "activation"},
+    "nac_gradient": {"alpha": "auto", "quantity": "gradient"},
+}
 
 
 class Recorder:
@@ -40,6 +53,11 @@ class Recorder:
         Hyper-parameters of NAC-ME. None: the authors'.
     grid : sequence of CoverageSettings
         Further settings to record from the same pass, each under the key `CoverageSettings.key` gives it.
+    criteria : sequence of str, optional
+        Names of the criteria to record beside NAC-ME. None: every registered one that looks at in-distribution
+        data (at target data too, given ``target_loaders``) and takes no further pass.
+    target_loaders : mapping of str to iterable, optional
+        Unlabelled target splits, for criteria that look at them; their labels are not used.
     layers : sequence of str, optional
         Dotted module paths. None: what feeds the linear layer that produces the logits.
     device : torch.device or str, optional
@@ -58,11 +76,12 @@ class Recorder:
 
     >>> model = nn.Linear(4, 3)
     >>> loader = [(torch.randn(8, 4), torch.randint(3, (8,)))]
-    >>> recorder = Recorder(model, {"env0_out": loader}, settings=CoverageSettings(alpha=10.0, fill=0.1))
+    >>> settings = CoverageSettings(alpha=10.0, fill=0.1)
+    >>> recorder = Recorder(model, {"env0_out": loader}, settings=settings, criteria=["ece"])
     >>> results = {"step": 0}
     >>> results.update(recorder.record())
     >>> sorted(results)
-    ['nac', 'nac_me', 'step', 'val_loss']
+    ['ece', 'nac', 'nac_me', 'step', 'val_loss']
     """
 
     def __init__(
@@ -73,6 +92,8 @@ class Recorder:
         coverage_loaders: Mapping[str, Iterable[Any]] | None = None,
         settings: CoverageSettings | None = None,
         grid: Sequence[CoverageSettings] = (),
+        criteria: Sequence[str] | None = None,
+        target_loaders: Mapping[str, Iterable[Any]] | None = None,
         layers: Sequence[str] | None = None,
         device: torch.device | str | None = None,
         notes: Mapping[str, Any] | None = None,
@@ -84,6 +105,11 @@ class Recorder:
             raise ConfigError("a recorder needs at least one validation loader")
         self.settings = settings or CoverageSettings()
         self.grid = {setting.key(): setting for setting in grid}
+        self.target_loaders = dict(target_loaders or {})
+        self.criteria = _chosen(criteria, with_target=bool(self.target_loaders))
+        self.ablations = {
+            name: replace(self.settings, **changed) for name, changed in ABLATIONS.items() if name in self.criteria
+        }
         self.layers = layers
         self.device = device
         self.notes = dict(notes or {})
@@ -99,7 +125,7 @@ class Recorder:
             computed.
         """
         recording = self.start()
-        for name, loader in {**self.coverage_loaders, **self.loaders}.items():
+        for name, loader in {**self.coverage_loaders, **self.loaders, **self.target_loaders}.items():
             recording.evaluate(name, loader)
         return recording.finish()
 
@@ -121,9 +147,12 @@ class Recording:
         self._tallies: dict[str, Tally] = {}
         self._covered = Tally()
         self._counters: dict[CoverageSettings, CoverageCounter] = {}
-        for settings in (recorder.settings, *recorder.grid.values()):
+        for settings in (recorder.settings, *recorder.grid.values(), *recorder.ablations.values()):
             counted = _as_counted(settings)
             self._counters[counted] = CoverageCounter(counted)
+        # what the criteria look at, by what it is and split: the pass's outputs, left on their device
+        self._kept: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self._needs = {need for name in recorder.criteria for need in get_criterion(name).needs}
 
     def evaluate(self, name: str, loader: Iterable[Any]) -> float:
         """Pass over a split.
@@ -145,11 +174,45 @@ class Recording:
         for reading, labels in observe(self._recorder.model, loader, self._recorder.layers, self._recorder.device):
             correct = is_correct(reading.logits, labels)
             tally.update(reading.logits, labels, correct)
+            self._keep(name, reading, labels)
             if covers:
                 self._covered.update(reading.logits, labels, correct)
                 for counter in self._counters.values():
                     counter.update(reading, correct)
         return tally.accuracy()
+
+    def _keep(self, name: str, reading: Reading, labels: Tensor) -> None:
+        if name in self._recorder.target_loaders:
+            self._kept["target_logits"][name].append(reading.logits)
+        if name not in self._recorder.loaders or not self._needs:
+            return
+        first = next(iter(reading.activations))
+        self._kept["logits"][name].append(reading.logits)
+        self._kept["labels"][name].append(labels)
+        if "features" in self._needs:
+            self._kept["features"][name].append(reading.activations[first])
+        if "gradients" in self._needs:
+            self._kept["gradients"][name].append(reading.gradients[first])
+
+    def _criteria(self) -> dict[str, float | None]:
+        """Compute the criteria that look at collected outputs."""
+        recorder = self._recorder
+        values: dict[str, float | None] = {}
+        for name, settings in recorder.ablations.items():
+            per_layer = self._counters[_as_counted(settings)].per_layer(settings.fill)
+            values[name] = _number(mean(list(per_layer.values())))
+        whole = {
+            kind: {split: _on_cpu(parts) for split, parts in splits.items()} for kind, splits in self._kept.items()
+        }
+        fields = ("logits", "labels", "features", "gradients", "target_logits")
+        data = Collected(
+            recorder.model, **{kind: whole.get(kind, {}) for kind in fields}, loaders=recorder.loaders
+        )
+        for name in recorder.criteria:
+            compute = get_criterion(name).compute
+            if compute is not None:
+                values[name] = _number(float(compute(data)))
+        return values
 
     def finish(self) -> dict[str, Any]:
         """Put the record together.
@@ -172,6 +235,7 @@ class Recording:
         return {
             "nac_me": _number(result.nac_me),
             **values,
+            **self._criteria(),
             # a mean over environments, as val_acc is
             "val_loss": _number(mean(losses)),
             "nac": {
@@ -206,6 +270,29 @@ class Recording:
                     values[at] = _number(value)
                     grid[at] = {**asdict(settings), "layer": layer}
         return values, grid
+
+
+def _chosen(names: Sequence[str] | None, with_target: bool) -> list[str]:
+    """Names of the criteria to record that the network's outputs decide."""
+    if names is None:
+        seen = {"ind", "target_unlabeled"} if with_target else {"ind"}
+        return [
+            c.name
+            for c in all_criteria().values()
+            if c.is_recorded and c.sees in seen and not c.optional and c.name not in ALWAYS
+        ]
+    chosen = [get_criterion(name) for name in names]
+    blind = [c.name for c in chosen if c.sees == "target_unlabeled" and not with_target]
+    if blind:
+        raise ConfigError(
+            f"criterion {blind[0]!r} looks at unlabelled target data; record it with --target_unlabeled"
+        )
+    return [c.name for c in chosen if c.is_recorded and c.name not in ALWAYS]
+
+
+def _on_cpu(parts: list[Tensor]) -> Tensor:
+    whole = torch.cat(parts).cpu()
+    return whole.float() if whole.is_floating_point() else whole
 
 
 def _as_counted(settings: CoverageSettings) -> CoverageSettings:
