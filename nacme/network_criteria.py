@@ -150,8 +150,9 @@ def mmd(data: Collected) -> float:
     blocks = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
     def within(block: slice) -> float:
-        inner, count = kernel[block, block], block.stop - block.start
-        return float(inner.sum() - inner.diagonal().sum()) / (count * (count - 1))
+        count = block.stop - block.start
+        total = float(kernel[block, block].sum() - kernel[block, block].diagonal().sum())
+        return total / float(count * (count - 1))
 
     distances = [
         within(a) + within(b) - 2 * float(kernel[a, b].mean()) for a, b in itertools.combinations(blocks, 2)
