@@ -241,7 +241,8 @@ def correlation_forest(
             if pd.isna(value):
                 reason = row.get("reason")
                 text = "undefined" + (f": {reason}" if isinstance(reason, str) and reason else "")
-                ax.text(0.04, y, text, va="center", color=MUTED, style="italic", fontsize=9)
+                said = ax.text(0, y, text, ha="center", va="center", color=MUTED, style="italic", fontsize=9)
+                said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 2})
                 continue
             if not (pd.isna(row[low]) or pd.isna(row[high])):
                 ax.plot([row[low], row[high]], [y, y], color=OKABE_ITO[0], lw=2, solid_capstyle="butt")

@@ -127,9 +127,8 @@ def _tally(dataset: str, what: str, cells: pd.DataFrame, findings: Findings) -> 
     """Word the differences of a data set's cells, which have no common interval."""
     judged, rival = (_title(name) for name in (findings.judged, findings.rival))
     kinds = [direction(low, high) for low, high in zip(cells["low"], cells["high"])]
-    kind: Kind = "none"
-    if len(set(kinds)) == 1:
-        kind = kinds[0]
+    told = set(kinds) - {"undefined"}
+    kind: Kind = "undefined" if not told else "none" if len(told) > 1 else next(iter(told))
     if kind == "undefined":
         sentence = f"On {dataset}, nothing can be said of {judged} against {rival} in ranking {what}: " + (
             "one run says nothing about uncertainty."
@@ -145,7 +144,7 @@ def _tally(dataset: str, what: str, cells: pd.DataFrame, findings: Findings) -> 
         sentence = f"On {dataset}, {_NONE} between {judged} and {rival} in ranking {what}, {where} ({spread})."
         return Verdict(kind, _NONE, sentence)
     sentence = f"On {dataset}, {judged} ranks {what} {_counts(kinds, f' than {rival}')} ({spread})."
-    return Verdict(kind, "mixed" if kind == "none" else kind, sentence)
+    return Verdict(kind, "mixed" if len(told) > 1 else _NONE if kind == "none" else kind, sentence)
 
 
 def _choice(findings: Findings) -> Verdict:
@@ -165,7 +164,8 @@ def _choice(findings: Findings) -> Verdict:
         f"{100 * table.loc[rival, 'top1_acc']:.1f}%, {table.loc[rival, 'regret']:.1f} short. "
     )
     won, lost = int(row[f"wins_over_{rival}"]), int(row[f"losses_to_{rival}"])
-    said += f"{first} gains {signed(gain, 1)} points: better in {won}, worse in {lost} of {cells}"
+    verb = "gains" if gain >= 0 else "loses"
+    said += f"{first} {verb} {abs(gain):.1f} points: better in {won}, worse in {lost} of {cells}"
     if pd.isna(p):
         return Verdict("none", f"{label}: {_NONE}", f"{said}, so {_NONE}.")
     said += f" (sign test p = {p:.2g})"

@@ -333,11 +333,12 @@ def test_verdict_better(df: pd.DataFrame) -> None:
 
 
 def test_verdict_worse(write_sweep: WriteSweep, tmp_path: Path) -> None:
-    within, across, _ = judge(load_sweep(write_sweep(tmp_path / "s", nac_me="bad")))
+    within, across, choice = judge(load_sweep(write_sweep(tmp_path / "s", nac_me="bad")))
     assert (within.kind, across.kind) == ("worse", "worse")
     assert "NAC-ME ranks the checkpoints of a run worse than validation accuracy" in within.sentence
     assert re.search(r"difference −\d\.\d\d \[−\d\.\d\d, −\d\.\d\d\]", within.sentence)
     assert "better than validation accuracy in 0, worse in 3 of 3 test envs" in across.sentence
+    assert re.search(r"NAC-ME loses \d+\.\d points: better in 0, worse in 3 of 3 test envs", choice.sentence)
 
 
 def test_verdict_no_difference(df: pd.DataFrame) -> None:
@@ -383,6 +384,17 @@ def test_verdict_mixed(df: pd.DataFrame) -> None:
     across = judge(mixed)[1]
     assert across.label == "Across the sweep: mixed"
     assert "better than validation accuracy in 2, worse in 1 of 3 test envs" in across.sentence
+
+
+def test_verdict_passes_over_test_envs_where_it_is_undefined(df: pd.DataFrame) -> None:
+    holes = df.copy()
+    holes.loc[holes["test_env"] == 1, "nac_me"] = 0.25
+    within, across, _ = judge(holes)
+    assert (within.kind, across.label) == ("better", "Across the sweep: better")
+    assert "across 16 runs" in within.sentence
+    assert (
+        "better than validation accuracy in 2, worse in 0 of 3 test envs; in 1 it is undefined" in across.sentence
+    )
 
 
 def test_choice_can_be_told_better_with_enough_test_envs(write_sweep: WriteSweep, tmp_path: Path) -> None:
