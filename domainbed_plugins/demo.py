@@ -88,12 +88,11 @@ def _study(sweep: Path, report: Path) -> None:
 
     df = nacme.load_sweep(sweep)
     selected = nacme.select(df, [*CRITERIA, "oracle"], per="sweep")
-    print("Checkpoint chosen among all runs of an algorithm and test env (accuracy in percent, regret in points):")
+    print("Checkpoint chosen among all runs of an algorithm and test env: mean and standard error over the cells")
     write_frame(_summary(selected), "table")
-    print("\nRank correlation with test accuracy within a run, mean over runs, by test env:")
+    print("\nRank correlation with test accuracy within a run, mean over runs, and its 95% interval")
     correlated = nacme.rank_correlation(df, list(CRITERIA), population="run", pool_algorithms=True)
-    columns = ["test_env", "criterion", "n_runs", "n_checkpoints", "kendall_tau", "kendall_low", "kendall_high"]
-    write_frame(correlated[[*columns, "spearman_rho", "partial_spearman_step"]], "table")
+    write_frame(_taus(correlated), "table")
     degenerate = int(df["degenerate"].sum())
     if degenerate:
         message = f"coverage is degenerate at {degenerate} of {len(df)} checkpoints; see the report"
@@ -103,14 +102,35 @@ def _study(sweep: Path, report: Path) -> None:
 
 
 def _summary(selected: pd.DataFrame) -> pd.DataFrame:
-    """Average over (algorithm, test env) cells: mean and standard error."""
-    groups = selected.assign(test_acc=100 * selected["test_acc"]).groupby("criterion", sort=False)
-    table = groups.agg(
-        cells=("test_acc", "count"),
-        test_acc=("test_acc", "mean"),
-        test_acc_se=("test_acc", "sem"),
-        regret=("regret", "mean"),
-        regret_se=("regret", "sem"),
+    """Average over (algorithm, test env) cells."""
+    import pandas as pd
+
+    def spread(values: pd.Series[float]) -> str:
+        return f"{float(values.mean()):.1f} ± {float(values.sem()):.1f}"
+
+    rows = [
+        {
+            "criterion": name,
+            "cells": len(chosen),
+            "test accuracy (%)": spread(100 * chosen["test_acc"]),
+            "regret (points)": spread(chosen["regret"]),
+        }
+        for name, chosen in selected.groupby("criterion", sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _taus(correlated: pd.DataFrame) -> pd.DataFrame:
+    """Kendall's tau: a row for each test env, a column for each criterion."""
+    texts = correlated.assign(
+        tau=[
+            "undefined"
+            if row.kendall_tau != row.kendall_tau
+            else f"{row.kendall_tau:.2f} [{row.kendall_low:.2f}, {row.kendall_high:.2f}]"
+            for row in correlated.itertuples()
+        ]
     )
-    result: pd.DataFrame = table.reset_index()
-    return result
+    wide = texts.pivot(index="test_env", columns="criterion", values="tau")[list(CRITERIA)]
+    wide.insert(0, "runs", texts.groupby("test_env")["n_runs"].max())
+    table: pd.DataFrame = wide.rename_axis(columns=None).reset_index()
+    return table
