@@ -26,7 +26,7 @@ from nacme.measurement import (
     summarize,
 )
 from nacme.network_criteria import Collected
-from nacme.taps import Reading
+from nacme.taps import Reading, Taps
 
 #: Recorded at every checkpoint whatever is asked for.
 ALWAYS = ("nac_me", "val_loss")
@@ -69,6 +69,8 @@ class Recorder:
     ------
     ConfigError
         If there is nothing to measure on.
+    LayerError
+        If the model has no such layer.
 
     Examples
     --------
@@ -110,6 +112,7 @@ class Recorder:
         self.ablations = {
             name: replace(self.settings, **changed) for name, changed in ABLATIONS.items() if name in self.criteria
         }
+        Taps(model, layers)  # a layer that does not exist is better told before training than at a checkpoint
         self.layers = layers
         self.device = device
         self.notes = dict(notes or {})
