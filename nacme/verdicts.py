@@ -16,7 +16,7 @@ TITLES = {
     "nac_me": "NAC-ME",
     "val_acc": "validation accuracy",
     "val_loss": "validation loss",
-    "last": "the last checkpoint",
+    "last": "the training step (last)",
 }
 _NONE = "no difference can be told"
 
@@ -165,10 +165,12 @@ def _choice(findings: Findings) -> Verdict:
     )
     won, lost = int(row[f"wins_over_{rival}"]), int(row[f"losses_to_{rival}"])
     verb = "gains" if gain >= 0 else "loses"
-    said += f"{first} {verb} {abs(gain):.1f} points: better in {won}, worse in {lost} of {cells}"
+    said += (
+        f"{first[0].upper()}{first[1:]} {verb} {abs(gain):.1f} points: better in {won}, worse in {lost} of {cells}"
+    )
     if pd.isna(p):
         return Verdict("none", f"{label}: {_NONE}", f"{said}, so {_NONE}.")
-    said += f" (sign test p = {p:.2g})"
+    said += " (sign test p " + (f"= {p:.3f})" if p >= 0.001 else "< 0.001)")
     if p >= 0.05:
         return Verdict("none", f"{label}: {_NONE}", f"{said}; {_NONE}.")
     kind: Literal["better", "worse"] = "better" if won > lost else "worse"

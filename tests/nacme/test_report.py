@@ -328,7 +328,7 @@ def test_verdict_better(df: pd.DataFrame) -> None:
     assert "better than validation accuracy in 3, worse in 0 of 3 test envs" in across.sentence
     # Three test envs cannot give a sign test below 0.25, whatever the gain.
     assert choice.kind == "none"
-    assert "sign test p = 0.25" in choice.sentence
+    assert "sign test p = 0.250" in choice.sentence
     assert choice.sentence.endswith("no difference can be told.")
 
 
