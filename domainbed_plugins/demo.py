@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -124,10 +125,8 @@ def _taus(correlated: pd.DataFrame) -> pd.DataFrame:
     """Kendall's tau: a row for each test env, a column for each criterion."""
     texts = correlated.assign(
         tau=[
-            "undefined"
-            if row.kendall_tau != row.kendall_tau
-            else f"{row.kendall_tau:.2f} [{row.kendall_low:.2f}, {row.kendall_high:.2f}]"
-            for row in correlated.itertuples()
+            "undefined" if math.isnan(tau) else f"{tau:.2f} [{low:.2f}, {high:.2f}]"
+            for tau, low, high in correlated[["kendall_tau", "kendall_low", "kendall_high"]].to_numpy(float)
         ]
     )
     wide = texts.pivot(index="test_env", columns="criterion", values="tau")[list(CRITERIA)]
