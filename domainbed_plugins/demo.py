@@ -7,15 +7,13 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from domainbed_plugins.launchers import Progress, run_local
 from domainbed_plugins.sweep import SweepSpec, make_jobs
 from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeError
 from nacme.measurement import CoverageSettings
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SPEC = SweepSpec(datasets=["RotatedDigits"], algorithms=["ERM", "CORAL"], hparams_seeds=range(4))
 QUICK = SweepSpec(
@@ -104,10 +102,10 @@ def _study(sweep: Path, report: Path) -> None:
 
 def _summary(selected: pd.DataFrame) -> pd.DataFrame:
     """Average over (algorithm, test env) cells."""
-    import pandas as pd
 
-    def spread(values: pd.Series[float]) -> str:
-        return f"{float(values.mean()):.1f} ± {float(values.sem()):.1f}"
+    def spread(column: pd.Series[float]) -> str:
+        values = column.to_numpy(float)
+        return f"{values.mean():.1f} ± {values.std(ddof=1) / math.sqrt(len(values)):.1f}"
 
     rows = [
         {
