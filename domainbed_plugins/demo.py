@@ -116,7 +116,8 @@ def _summary(selected: pd.DataFrame) -> pd.DataFrame:
         }
         for name, chosen in selected.groupby("criterion", sort=False)
     ]
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _taus(correlated: pd.DataFrame) -> pd.DataFrame:
