@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -61,7 +60,7 @@ def run_local(
 ) -> list[tuple[Job, str]]:
     """Train jobs in worker processes that live for the whole sweep; what is done already is left alone.
 
-    A run that was interrupted starts anew. A failure, even a worker's death, does not stop the other runs.
+    A run that was interrupted goes on. A failure, even a worker's death, does not stop the other runs.
 
     Parameters
     ----------
@@ -156,7 +155,6 @@ def _work(pipe: Connection, train_options: dict[str, object], domainbed: str | N
         while True:
             job: Job = pipe.recv()
             try:
-                shutil.rmtree(job.output_dir, ignore_errors=True)
                 train(backends.find(job.args["dataset"], domainbed), job.args, options)
                 pipe.send("")
             except NacmeError as error:

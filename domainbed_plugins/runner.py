@@ -1,24 +1,20 @@
-"""The training loop: DomainBed's, step for step and draw for draw, with recording in its evaluation pass.
+"""Setting up a run as DomainBed does: its hyper-parameters, data, splits and output directory; then training it.
 
-Source: ``domainbed/scripts/train.py``. The order in which splits, loaders and the algorithm are made, and in which
-the splits are evaluated, decides which random numbers each of them gets; it is kept, so that recording changes no
-training number.
+Source: ``domainbed/scripts/train.py``.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import hashlib
 import json
-import os
 import platform
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import PIL
@@ -26,13 +22,13 @@ import torch
 import torchvision
 
 import nacme
+from domainbed_plugins import run_files
 from domainbed_plugins.backends import Testbed
 from domainbed_plugins.train import parse_hparams
+from domainbed_plugins.training import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
+from domainbed_plugins.training import Training, check_same
 from nacme.errors import ConfigError, nearest
-from nacme.measurement import CoverageSettings, accuracy
-from nacme.recorder import Recorder
-
-EVAL_BATCH_SIZE = 64
+from nacme.measurement import CoverageSettings
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,19 @@ class Splits:
         Unlabelled target splits.
     by_name : dict of str to dataset
         What is evaluated, in DomainBed's order: every ``env{i}_in``, ``env{i}_out``, ``env{i}_uda``.
+    hash : str
+        Of what decides which sample is in which split: the environments' sizes, the splits' and their seeds.
     """
 
     dataset: Any
     train: list[tuple[int, Any, Any]]
     uda: list[tuple[Any, Any]]
     by_name: dict[str, Any]
+    hash: str
 
 
 def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | None = None) -> None:
-    """Train one run into its output directory.
+    """Train one run into its output directory; one that was interrupted goes on where its state was saved.
 
     Parameters
     ----------
@@ -101,15 +100,35 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
     ------
     ConfigError
         For arguments that cannot work; nothing has been written then.
+    BusyError
+        If another process is training the run.
+    InterruptedRun
+        After SIGTERM or SIGUSR1.
     """
     args, options = dict(args), options or TrainOptions()
     check_names(testbed, args)
     hparams = make_hparams(testbed, args)
     output = Path(args["output_dir"])
+    if (output / run_files.DONE).exists():
+        print(f"{output} is done; nothing to train", file=sys.stderr)
+        return
     _open_output(output)
-    with _teed(testbed, output):
-        _describe(testbed, args, hparams)
-        _train(testbed, args, hparams, options, output)
+    with run_files.locked(output) as lock:
+        if (output / run_files.DONE).exists():  # by whoever held the lock
+            return
+        state = _resumable(output, args, options)
+        (output / run_files.FAILED).unlink(missing_ok=True)
+        with _teed(testbed, output):
+            _describe(testbed, args, hparams)
+            seed_everything(args["seed"])
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
+            splits = make_splits(testbed, args, hparams)
+            training = Training(testbed, args, hparams, splits, options, output, state)
+            if state:
+                run_files.rewind_records(output, state["records"], state["line"])
+                print(f"Resumed before step {training.step} of {training.n_steps}")
+            training.run(lock)
 
 
 def check_names(testbed: Testbed, args: Mapping[str, Any]) -> None:
@@ -231,13 +250,14 @@ def make_splits(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str,
     def weighted(split: Any) -> tuple[Any, Any]:
         return split, misc.make_weights_for_balanced_classes(split) if balanced else None
 
-    ins, outs, udas = [], [], []
+    ins, outs, udas, parts = [], [], [], []
     for index, env in enumerate(dataset):
         seed = misc.seed_hash(args["trial_seed"], index)
         out, in_ = misc.split_dataset(env, int(len(env) * args["holdout_fraction"]), seed)
         uda = []
         if index in args["test_envs"]:
             uda, in_ = misc.split_dataset(in_, int(len(in_) * args["uda_holdout_fraction"]), seed)
+        parts.append((args["dataset"], index, seed, len(env), len(out), len(uda)))
         ins.append(weighted(in_))
         outs.append(weighted(out))
         if len(uda):
@@ -262,132 +282,7 @@ def make_splits(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str,
         **{f"env{index}_out": split for index, (split, _) in enumerate(outs)},
         **{f"env{index}_uda": split for index, (split, _) in enumerate(udas)},
     }
-    return Splits(dataset, trained, udas, by_name)
-
-
-def _train(
-    testbed: Testbed, args: dict[str, Any], hparams: dict[str, Any], options: TrainOptions, output: Path
-) -> None:
-    seed_everything(args["seed"])
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    splits = make_splits(testbed, args, hparams)
-    dataset = splits.dataset
-    envs = [index for index, _, _ in splits.train]
-    measured = {f"env{index}_{options.split}" for index in envs}
-    skipped = {f"env{index}_in" for index in envs} - measured if options.eval_splits == "fast" else set()
-    evaluated = {name: split for name, split in splits.by_name.items() if name not in skipped}
-    workers = _workers(options.n_workers, dataset.N_WORKERS, len(splits.train) + len(splits.uda) + len(evaluated))
-    infinite, fast = testbed.loaders.InfiniteDataLoader, testbed.loaders.FastDataLoader
-    train_loaders = [
-        infinite(split, weights, hparams["batch_size"], workers) for _, split, weights in splits.train
-    ]
-    uda_loaders = [infinite(split, weights, hparams["batch_size"], workers) for split, weights in splits.uda]
-    eval_loaders = {name: fast(split, EVAL_BATCH_SIZE, workers) for name, split in evaluated.items()}
-
-    num_domains = len(dataset) - len(args["test_envs"])
-    make = testbed.algorithms.get_algorithm_class(args["algorithm"])
-    algorithm = make(dataset.input_shape, dataset.num_classes, num_domains, hparams)
-    algorithm.to(device)
-
-    recorder = Recorder(
-        algorithm,
-        {f"env{index}_out": eval_loaders[f"env{index}_out"] for index in envs},
-        coverage_loaders={name: loader for name, loader in eval_loaders.items() if name in measured},
-        settings=options.settings,
-        grid=options.grid,
-        layers=options.layers,
-        device=device,
-        notes={"split": options.split, "testbed": str(testbed)},
-    )
-
-    def save(name: str) -> None:
-        if args["skip_model_save"]:
-            return
-        content = {
-            "args": args,
-            "model_input_shape": dataset.input_shape,
-            "model_num_classes": dataset.num_classes,
-            "model_num_domains": num_domains,
-            "model_hparams": hparams,
-            "model_dict": algorithm.state_dict(),
-        }
-        torch.save(content, output / f"{name}.tmp")
-        os.replace(output / f"{name}.tmp", output / name)
-
-    minibatches = zip(*train_loaders)
-    unlabeled = zip(*uda_loaders)
-    # DomainBed counts the epochs of the smallest environment, test environments included
-    ins = [split for name, split in splits.by_name.items() if name.endswith("_in")]
-    steps_per_epoch = min(len(split) / hparams["batch_size"] for split in ins)
-    n_steps = args["steps"] or dataset.N_STEPS
-    checkpoint_freq = args["checkpoint_freq"] or dataset.CHECKPOINT_FREQ
-    values: dict[str, list[float]] = collections.defaultdict(list)
-    last_keys: list[str] = []
-    for step in range(n_steps):
-        started = time.time()
-        batch = [(x.to(device), y.to(device)) for x, y in next(minibatches)]
-        adapting = args["task"] == "domain_adaptation"
-        step_values = algorithm.update(batch, [x.to(device) for x, _ in next(unlabeled)] if adapting else None)
-        values["step_time"].append(time.time() - started)
-        for key, value in step_values.items():
-            values[key].append(value)
-
-        if step % checkpoint_freq == 0 or step == n_steps - 1:
-            results: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
-            results.update({key: np.mean(value) for key, value in values.items()})
-            results.update(_evaluate(algorithm, eval_loaders, recorder, device))
-            results["mem_gb"] = torch.cuda.max_memory_allocated() / 1024**3
-            row = {key: results[key] for key in sorted(results) if key != "nac"}
-            if list(row) != last_keys:
-                last_keys = list(row)
-                testbed.misc.print_row(last_keys, colwidth=12)
-            testbed.misc.print_row(list(row.values()), colwidth=12)
-            results.update({"hparams": hparams, "args": args})
-            with (output / "results.jsonl").open("a") as file:
-                file.write(json.dumps(results, sort_keys=True) + "\n")
-            values.clear()
-            if args["save_model_every_checkpoint"]:
-                save(f"model_step{step}.pkl")
-        if options.on_step:
-            options.on_step(step, n_steps)
-
-    save("model.pkl")
-    (output / "done").write_text("done")
-
-
-def _workers(wanted: int | str | None, stock: int, loaders: int) -> int:
-    """Choose the number of workers of each loader, and say so where they will be far too many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if wanted == "auto":
-        # a training loader and an evaluation loader are busy at a time; a loader of one core works in-process
-        return 0 if cores <= 2 else min(stock, cores // 2)
-    count = stock if wanted is None else int(wanted)
-    if count * loaders > 4 * cores:
-        print(
-            f"{count} workers for each of {loaders} loaders are {count * loaders} processes on {cores} cores; "
-            "--n_workers auto starts fewer (the count decides which augmentations are drawn)",
-            file=sys.stderr,
-        )
-    return count
-
-
-def _evaluate(
-    algorithm: torch.nn.Module, loaders: Mapping[str, Any], recorder: Recorder, device: str
-) -> dict[str, Any]:
-    recording = recorder.start()
-    measured = {**recorder.loaders, **recorder.coverage_loaders}
-    results: dict[str, Any] = {}
-    for name, loader in loaders.items():
-        if name in measured:
-            results[f"{name}_acc"] = recording.evaluate(name, loader)
-        else:
-            results[f"{name}_acc"] = accuracy(algorithm, loader, device)
-        # DomainBed's evaluation leaves every module in training mode, whatever mode it was in
-        algorithm.train()
-    return {**results, **recording.finish()}
+    return Splits(dataset, trained, udas, by_name, hashlib.md5(json.dumps(parts).encode()).hexdigest())
 
 
 def _open_output(output: Path) -> None:
@@ -396,10 +291,19 @@ def _open_output(output: Path) -> None:
         (output / "out.txt").open("a").close()
     except OSError as error:
         raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}; choose another") from error
-    if (output / "results.jsonl").exists():
+
+
+def _resumable(output: Path, args: Mapping[str, Any], options: TrainOptions) -> dict[str, Any] | None:
+    """Find where an interrupted run goes on; None where it starts."""
+    state = run_files.load_state(output)
+    if state:
+        check_same(output, state, args, options)
+    elif run_files.has_records(output):
         raise ConfigError(
-            f"--output_dir {output} holds records already; choose another, or delete it to start anew"
+            f"{output} holds records but no state to go on from, as a run that DomainBed started; "
+            "delete it to start anew, or choose another --output_dir"
         )
+    return state
 
 
 @contextlib.contextmanager
@@ -414,7 +318,7 @@ def _teed(testbed: Testbed, output: Path) -> Iterator[None]:
         for name, (stream, redirect) in streams.items():
             tee = testbed.misc.Tee(output / f"{name}.txt")
             tee.stdout = stream
-            stack.callback(tee.file.close)
+            stack.callback(_close, tee.file)
             stack.enter_context(redirect(tee))
         yield
 
@@ -435,3 +339,9 @@ def _describe(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str, A
         print(f"{title}:")
         for key, value in entries.items() if title == "Environment" else sorted(entries.items()):
             print(f"\t{key}: {value}")
+
+
+def _close(file: IO[str]) -> None:
+    # what a full disk did not take is lost, and told already
+    with contextlib.suppress(OSError):
+        file.close()

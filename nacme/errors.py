@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class NacmeError(Exception):
-    """A mistake that the user can mend. The command line prints it as one line and exits with 1."""
+    """A mistake that the user can mend. The command line prints it as one line and exits with ``exit_code``."""
+
+    exit_code = 1
 
 
 class LayerError(NacmeError):
