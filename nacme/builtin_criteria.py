@@ -15,11 +15,11 @@ DOMAINBED = "Gulrajani & Lopez-Paz, In search of lost domain generalization, ICL
 PASS = "one pass over the validation splits"
 
 
-def _lazily(function: str) -> Callable[[Any], float]:
-    """Name a function of `nacme.network_criteria` without importing torch."""
+def _lazily(function: str, module: str) -> Callable[[Any], float]:
+    """Name a function of a module without importing torch."""
 
     def compute(data: Any) -> float:
-        return float(getattr(importlib.import_module("nacme.network_criteria"), function)(data))
+        return float(getattr(importlib.import_module(module), function)(data))
 
     return compute
 
@@ -34,8 +34,9 @@ def _network(
     sees: Sees = "ind",
     cost: str = PASS,
     optional: bool = False,
+    module: str = "nacme.network_criteria",
 ) -> Criterion:
-    """Build a criterion that `nacme.network_criteria` computes from the outputs collected in the pass."""
+    """Build a criterion that a function of that name computes from the outputs collected in the pass."""
     return Criterion(
         name=name,
         higher_is_better=better == "higher",
@@ -44,7 +45,7 @@ def _network(
         cost=cost,
         source=source,
         description=description,
-        compute=_lazily(name),
+        compute=_lazily(name, module),
         optional=optional,
     )
 
@@ -252,6 +253,35 @@ for _builtin in (
         "Deng et al., Confidence and dispersity speak, ICML 2023",
         "Nuclear norm of the target predictions, divided by its largest value.",
         sees="target_unlabeled",
+    ),
+    _network(
+        "nac_ue_mean",
+        "higher",
+        ("features", "gradients"),
+        f"{NAC}, section 3.2, with the settings published for CIFAR-10",
+        "Mean NAC-UE likelihood of half of the validation samples under the states of the other half.",
+        optional=True,
+        module="nacme.ood.criteria",
+    ),
+    _network(
+        "line_energy",
+        "higher",
+        ("features",),
+        "Ahn et al., LINe, CVPR 2023 (arXiv 2303.13995), with the settings published for CIFAR-10",
+        "Mean LINe energy of half of the validation samples, contributions from the other half.",
+        cost="a further pass",
+        optional=True,
+        module="nacme.ood.criteria",
+    ),
+    _network(
+        "nap_mean",
+        "higher",
+        ("features",),
+        "Wan et al., Neural Activation Prior (arXiv 2402.18162)",
+        "Mean Neural Activation Prior of the validation samples at the last feature map.",
+        cost="a further pass",
+        optional=True,
+        module="nacme.ood.criteria",
     ),
 ):
     register(_builtin)

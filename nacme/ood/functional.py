@@ -367,19 +367,3 @@ def line_energy(
     """
     logits = line_logits(features, weight, bias, contribution, activation_percentile, weight_percentile, clip)
     return float(at_least_float32(logits).logsumexp(dim=1).mean())
-
-
-def nap_mean(feature_map: Tensor, eps: float = 1.0, power: float = 2.0) -> float:
-    """Mean Neural Activation Prior of InD samples, a number per network.
-
-    Parameters
-    ----------
-    feature_map, eps, power
-        See `nap_score`.
-
-    Returns
-    -------
-    float
-        NaN if there is no sample.
-    """
-    return float(nap_score(feature_map, eps, power).mean())

@@ -91,7 +91,6 @@ def test_nap_by_hand():
     assert float(OF.nap_score(peaked, eps=0.0)) == pytest.approx((16 + 1) / 2)
     assert float(OF.nap_score(peaked, eps=1.0)) == pytest.approx((4 + 0.25) / 2)
     assert float(OF.nap_score(peaked, eps=0.0, power=1)) == pytest.approx((4 + 1) / 2)
-    assert OF.nap_mean(peaked) == pytest.approx((4 + 0.25) / 2)
 
 
 @given(scale=st.floats(0.1, 100), seed=st.integers(0, 50))
