@@ -1,0 +1,212 @@
+"""How much NAC-ME depends on its hyper-parameters, and what choosing them honestly gives.
+
+Works on records made with a grid of settings (``nacme train --nac_grid``), one key each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nacme.errors import CriterionError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nacme.selection import Per
+
+#: The recorder's names: ``nac_me_a0p1_m50_o500``; ``_all``: all samples; ``_at_LAYER``: one of several layers.
+KEY = re.compile(
+    r"nac_me_a(?P<alpha>auto|[0-9p.e-]+)_m(?P<bins>\d+)_o(?P<fill>[0-9p.e-]+)(?P<all>_all)?(?:_at_(?P<layer>.+))?"
+)
+SETTINGS = ("alpha", "bins", "fill", "samples", "layer")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a grid's key stands for.
+
+    Attributes
+    ----------
+    key : str
+    alpha : float or "auto"
+    bins : int
+    fill : int or float
+    samples : {"correct", "all"}
+    layer : str
+        ``"mean"`` for the mean over the layers measured.
+    """
+
+    key: str
+    alpha: float | str
+    bins: int
+    fill: int | float
+    samples: str
+    layer: str
+
+
+def parse_key(key: str) -> Setting | None:
+    """Read a grid's key.
+
+    Parameters
+    ----------
+    key : str
+        For example ``nac_me_a0p1_m50_o500``.
+
+    Returns
+    -------
+    Setting or None
+        None where it is no such key.
+    """
+    found = KEY.fullmatch(key)
+    if not found:
+        return None
+    alpha, fill = (found[name].replace("p", ".") for name in ("alpha", "fill"))
+    return Setting(
+        key,
+        alpha if alpha == "auto" else float(alpha),
+        int(found["bins"]),
+        int(fill) if fill.isdigit() else float(fill),
+        "all" if found["all"] else "correct",
+        found["layer"] or "mean",
+    )
+
+
+def grid_settings(df: pd.DataFrame) -> list[Setting]:
+    """Find the settings that a sweep's records hold.
+
+    Parameters
+    ----------
+    df : DataFrame
+        As `nacme.load_sweep` returns it.
+
+    Returns
+    -------
+    list of Setting
+        Empty for a sweep recorded without a grid.
+    """
+    return [setting for column in df.columns if (setting := parse_key(str(column))) is not None]
+
+
+def sensitivity(df: pd.DataFrame, population: Per = "run", include_step0: bool = False) -> pd.DataFrame:
+    """Rank correlation and regret of every setting of the grid, per (dataset, test env).
+
+    Parameters
+    ----------
+    df : DataFrame
+        As `nacme.load_sweep` returns it.
+    population : {"run", "sweep"}
+        See `nacme.rank_correlation`; algorithms are pooled.
+    include_step0 : bool
+        Whether the untrained network counts as a checkpoint in the correlations.
+
+    Returns
+    -------
+    DataFrame
+        One row per (dataset, test env, setting): ``dataset, test_env, key, alpha, bins, fill, samples, layer,
+        n_runs, kendall_tau, regret``, the regret in points and averaged over choices. Undefined values are NaN.
+
+    Raises
+    ------
+    CriterionError
+        If the records hold no grid.
+    """
+    settings = grid_settings(df)
+    if not settings:
+        where = df.attrs.get("path", "the sweep")
+        raise CriterionError(
+            f"the records of {where} hold no grid of settings; record one with "
+            "--nac_grid alpha=0.1,1,10 bins=20,50 fill=500,0.08"
+        )
+    table = _evaluate(df, [setting.key for setting in settings], population, include_step0)
+    for name in SETTINGS:
+        # objects: a fill of 1 is a count and one of 1.0 the whole
+        values = {setting.key: getattr(setting, name) for setting in settings}
+        table[name] = table["key"].map(values.get).astype(object)
+    result: pd.DataFrame = table[["dataset", "test_env", "key", *SETTINGS, "n_runs", "kendall_tau", "regret"]]
+    return result
+
+
+def nested_choice(
+    df: pd.DataFrame,
+    population: Per = "run",
+    baselines: Sequence[str] = ("val_acc", "last"),
+    include_step0: bool = False,
+) -> pd.DataFrame:
+    """Choose the setting on the other test envs and judge it on this one.
+
+    Taking the best setting of a table and quoting its figure there is peeking at the test envs. Here the setting
+    for a test env is the one with the best mean Kendall tau over the data set's other test envs.
+
+    Parameters
+    ----------
+    df : DataFrame
+        As `nacme.load_sweep` returns it.
+    population : {"run", "sweep"}
+    baselines : sequence of str
+        Criteria to judge beside it.
+    include_step0 : bool
+        As for `sensitivity`.
+
+    Returns
+    -------
+    DataFrame
+        One row per (dataset, test env, choice): ``dataset, test_env, choice, key, kendall_tau, regret``. The
+        choice is ``"nested"``, ``"peeking"`` (the best setting on this test env itself, an upper bound that
+        nobody can reach), or a baseline's name. A data set with a single test env has no nested choice: NaN.
+
+    Raises
+    ------
+    CriterionError
+        If the records hold no grid, or not a baseline.
+    """
+    import pandas as pd
+
+    table = sensitivity(df, population, include_step0)
+    rows = []
+    for dataset, whole in table.groupby("dataset", sort=False):
+        taus = whole.pivot(index="key", columns="test_env", values="kendall_tau")
+        regrets = whole.pivot(index="key", columns="test_env", values="regret")
+        for env in taus.columns:
+            # a setting that is undefined on some env is no candidate, however good it is on the others
+            others = taus.drop(columns=env).mean(axis=1, skipna=False).dropna()
+            here = taus[env].dropna()
+            for choice, ranked in (("nested", others), ("peeking", here)):
+                key = str(ranked.idxmax()) if len(ranked) and (choice == "peeking" or taus.shape[1] > 1) else None
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "test_env": env,
+                        "choice": choice,
+                        "key": key,
+                        "kendall_tau": taus.loc[key, env] if key else float("nan"),
+                        "regret": regrets.loc[key, env] if key else float("nan"),
+                    }
+                )
+    judged = _evaluate(df, list(baselines), population, include_step0).assign(choice=lambda t: t["key"])
+    columns = ["dataset", "test_env", "choice", "key", "kendall_tau", "regret"]
+    together = pd.concat([pd.DataFrame(rows, columns=columns), judged[columns]])
+    result: pd.DataFrame = together.sort_values(["dataset", "test_env"], kind="stable").reset_index(drop=True)
+    return result
+
+
+def _evaluate(df: pd.DataFrame, keys: list[str], population: Per, include_step0: bool) -> pd.DataFrame:
+    """Tau and mean regret of criteria, per (dataset, test env, key)."""
+    from nacme.correlation import rank_correlation
+    from nacme.selection import select
+
+    # no interval is asked for here, so one resample is enough
+    taus = rank_correlation(
+        df, keys, population, include_step0=include_step0, n_boot=1, pool_algorithms=True
+    ).rename(columns={"criterion": "key"})
+    regrets = (
+        select(df, keys, per=population)
+        .rename(columns={"criterion": "key"})
+        .groupby(["dataset", "test_env", "key"], as_index=False)["regret"]
+        .mean()
+    )
+    columns = ["dataset", "test_env", "key"]
+    table: pd.DataFrame = taus[[*columns, "n_runs", "kendall_tau"]].merge(regrets, on=columns, how="left")
+    return table
