@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import nacme
+from nacme import records
 from nacme.errors import NacmeWarning, SweepError
 
 
@@ -207,3 +208,111 @@ def test_what_is_no_sweep_is_one_line_with_a_remedy(
         nacme.load_sweep(make(tmp_path))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat every sweep as a large one: with a cache, and read in two processes."""
+    monkeypatch.setattr(records, "CACHE_FROM", 1)
+    monkeypatch.setattr(records, "PARALLEL_FROM", 2)
+    monkeypatch.setattr(records, "MOST_WORKERS", 2)
+
+
+def various(path: Path) -> Path:
+    """Seven runs that differ in what they hold."""
+    write_run(path / "a", [record(0, nac_me=0.5), record(50)])
+    write_run(path / "b", [record(0, test_envs=[0, 2], val_loss=1.5)])
+    write_run(path / "c", [])
+    write_run(path / "d", [record(0), record(0, nac_me=None, nac={"alpha": 1, "degenerate": False})])
+    write_run(path / "e", [record(0), record(100, nac_me=math.nan)])
+    write_run(path / "f", [record(0, nac={"alpha": 2, "grid": ["nac_me_a2"]}, nac_me_a2=0.25)])
+    (path / "e" / "model_step100.pkl").touch()
+    (path / "f" / "results.jsonl").open("a").write("{")
+    (path / "g").mkdir()
+    return path
+
+
+def read(path: Path, **options: Any) -> tuple[pd.DataFrame, list[str]]:
+    with pytest.warns(NacmeWarning) as caught:
+        df = nacme.load_sweep(path, **options)
+    return df, [str(w.message) for w in caught]
+
+
+@pytest.mark.usefixtures("large")
+def test_several_processes_and_the_cache_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = various(tmp_path / "sweep")
+    parallel, said = read(sweep)
+    assert (sweep / ".nacme_cache.npz").is_file()
+    cached, said_again = read(sweep)
+    monkeypatch.setattr(records, "PARALLEL_FROM", 100)
+    plain, said_plainly = read(sweep, cache=False)
+    assert len(plain) == 8
+    for df in (parallel, cached):
+        pd.testing.assert_frame_equal(df, plain)
+        assert df.attrs == plain.attrs
+    assert said == said_again == said_plainly
+    assert len(said) == 3
+
+
+@pytest.mark.usefixtures("large")
+def test_the_cache_serves_and_notices_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "a", [record(0)])
+    write_run(tmp_path / "b", [record(0)])
+    nacme.load_sweep(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("read anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_read", fail)
+        assert len(nacme.load_sweep(tmp_path)) == 2
+    with open(run / "results.jsonl", "a") as file:
+        file.write(json.dumps(record(50)) + "\n")
+    assert len(nacme.load_sweep(tmp_path)) == 3
+    write_run(run, [{"step": 0, "nac_me": 0.75}], name="nac.jsonl")
+    assert nacme.load_sweep(tmp_path)["nac_me"][0] == 0.75
+    (run / "done").touch()
+    assert nacme.load_sweep(tmp_path)["done"].tolist() == [True, True, False]
+    write_run(tmp_path / "c", [record(0)])
+    assert nacme.load_sweep(tmp_path)["run"].nunique() == 3
+
+
+@pytest.mark.usefixtures("large")
+def test_a_broken_cache_or_one_that_cannot_be_written_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "a", [record(0)])
+    cache = tmp_path / ".nacme_cache.npz"
+    for broken in (b"", b"PK\x03\x04 not a zip file", b"text"):
+        cache.write_bytes(broken)
+        assert len(nacme.load_sweep(tmp_path)) == 1
+        assert len(cache.read_bytes()) > 100
+    cache.unlink()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", read_only)
+    assert len(nacme.load_sweep(tmp_path)) == 1
+    assert not list(tmp_path.glob(".nacme_cache*"))
+
+
+@pytest.mark.usefixtures("large")
+def test_a_worker_that_cannot_start_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        write_run(tmp_path / name, [record(0)])
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert nacme.load_sweep(tmp_path)["run"].tolist() == ["a", "b", "c"]
+
+
+def test_a_run_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [record(0)])
+    (tmp_path / "b" / "results.jsonl").mkdir(parents=True)
+    with pytest.warns(NacmeWarning, match="b cannot be read"):
+        assert nacme.load_sweep(tmp_path)["run"].tolist() == ["a"]
+
+
+def test_a_small_sweep_is_spared_the_cache(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [record(0)])
+    nacme.load_sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
