@@ -1,4 +1,4 @@
-"""Finding the testbed: the embedded one, or a DomainBed clone. Both offer the same modules."""
+"""Finding the testbed: the embedded one, or a DomainBed clone. Both offer the same modules, GReg added."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from nacme.errors import ConfigError
+from nacme.errors import ConfigError, nearest
 
 CLONE = "git clone https://github.com/facebookresearch/DomainBed"
 EMBEDDED = "domainbed_plugins.testbed"
@@ -119,7 +119,39 @@ def find(dataset: str, root: str | Path | None = None) -> Testbed:
         See `domainbed`.
     """
     inside = embedded()
-    return inside if dataset in inside.datasets.DATASETS else domainbed(root)
+    if dataset in inside.datasets.DATASETS:
+        return inside
+    try:
+        return domainbed(root)
+    except ConfigError as error:
+        names = inside.datasets.DATASETS
+        raise ConfigError(f"{error} (--dataset {dataset!r} is not embedded; {nearest(dataset, names)})") from None
+
+
+def module(name: str) -> ModuleType:
+    """Import a module of DomainBed that training does not need.
+
+    Parameters
+    ----------
+    name : str
+        Without ``domainbed.`` before it.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    ConfigError
+        If DomainBed cannot be found, or the module cannot be imported.
+    """
+    domainbed()
+    try:
+        return importlib.import_module(f"domainbed.{name}")
+    except ImportError as error:
+        raise ConfigError(
+            f"domainbed.{name} cannot be imported ({error}); pip install 'nacme[domainbed]'"
+        ) from error
 
 
 def _load(name: str, package: str, version: str) -> Testbed:
@@ -136,7 +168,9 @@ def _load(name: str, package: str, version: str) -> Testbed:
                 raise ConfigError(
                     f"{package}.{module} has no {function!r}; update the clone to a commit that has it"
                 )
-    return Testbed(
+    from domainbed_plugins.algorithms import greg
+
+    testbed = Testbed(
         name,
         version,
         modules["datasets"],
@@ -145,6 +179,8 @@ def _load(name: str, package: str, version: str) -> Testbed:
         modules["lib.misc"],
         modules["lib.fast_data_loader"],
     )
+    greg.register(testbed)
+    return testbed
 
 
 def _commit(home: Path) -> str:

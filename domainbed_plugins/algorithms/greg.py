@@ -9,17 +9,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from domainbed_plugins.backends import Testbed
 from nacme.errors import ConfigError, nearest
 from nacme.ood.outliers import pseudo_outliers
+
+if TYPE_CHECKING:
+    from domainbed_plugins.backends import Testbed
 
 # The authors' margins (-25, -7) suit a network whose energies are already there: from a fresh one, whose energy is
 # -log C (-2 to -6), the first hinge starts at about 500 and drowns the cross-entropy, and no in-sample ever gets a
@@ -29,8 +30,9 @@ HPARAMS: dict[str, tuple[Any, Callable[[np.random.RandomState], Any]]] = {
     "greg_m_out": (-4.0, lambda r: float(r.uniform(-5, -2))),
     "greg_beta": (0.1, lambda r: float(10 ** r.uniform(-2, 0))),
     "greg_lambda": (1.0, lambda r: float(10 ** r.uniform(-1.5, 0.5))),
-    # "mix", "rotate", "jigsaw", "noise": the training images transformed; else the name of a data set
-    "greg_outliers": ("mix", lambda r: "mix"),
+    # "jigsaw", "noise", "rotate", "mix": the training images transformed; else the name of a data set. Not "mix"
+    # by default: it rotates, and rotated data sets' own domains differ by just that, test domains too.
+    "greg_outliers": ("jigsaw", lambda r: "jigsaw"),
     "greg_data_dir": ("", lambda r: ""),
     # candidates per training sample, from which clustering picks one per sample; 1 takes them all (GReg without +)
     "greg_candidates": (1, lambda r: int(r.choice([1, 4]))),
@@ -164,6 +166,8 @@ def select_outliers(
     -----
     Each cluster gives ``max(size // clusters, 1)`` candidates; one that holds no more gives them all.
     """
+    from sklearn.cluster import KMeans  # slow to import, and GReg without clustering does without
+
     if size < 1 or clusters < 1:
         raise ConfigError(f"size={size} and clusters={clusters} must be at least 1")
     order = scores.detach().cpu().double().argsort(stable=True)[start:end]
@@ -218,11 +222,10 @@ def make_greg(algorithms_module: ModuleType) -> type[Any]:
                 raise ConfigError(
                     f"greg_m_in={hparams['greg_m_in']} must lie below greg_m_out={hparams['greg_m_out']}"
                 )
-            seed = int(torch.randint(2**31 - 1, ()))
-            self._generator = torch.Generator().manual_seed(seed)
+            _check_outliers(algorithms_module, hparams["greg_outliers"])
+            self._seed = int(torch.randint(2**31 - 1, ()))
+            self._generator = torch.Generator().manual_seed(self._seed)
             self._auxiliary: Any = None
-            if hparams["greg_outliers"] not in _TRANSFORMED:
-                self._auxiliary = _data_set(algorithms_module, hparams)
 
         def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
             """Take one step on cross-entropy, energy margin and gradient penalty; return their values."""
@@ -247,10 +250,12 @@ def make_greg(algorithms_module: ModuleType) -> type[Any]:
 
         def _outliers(self, x: Tensor) -> Tensor:
             times = int(self.hparams["greg_candidates"])
-            if self._auxiliary is None:
-                kind = self.hparams["greg_outliers"]
+            kind = self.hparams["greg_outliers"]
+            if kind in _TRANSFORMED:
                 candidates = torch.cat([pseudo_outliers(x, kind, self._generator) for _ in range(times)])
             else:
+                if self._auxiliary is None:  # not before: a network that only predicts needs no outliers
+                    self._auxiliary = _data_set(algorithms_module, self.hparams, self._seed)
                 candidates = _draw(self._auxiliary, times * len(x), x, self._generator)
             if times == 1:
                 return candidates
@@ -276,14 +281,30 @@ def make_greg(algorithms_module: ModuleType) -> type[Any]:
 _TRANSFORMED = ("mix", "rotate", "jigsaw", "noise")
 
 
-def _data_set(algorithms_module: ModuleType, hparams: dict[str, Any]) -> Any:
-    """Load the data set that greg_outliers names: all its environments in one."""
-    name = hparams["greg_outliers"]
-    datasets = importlib.import_module(f"{algorithms_module.__package__}.datasets")
-    known = list(getattr(datasets, "DATASETS", []))
+def _datasets(algorithms_module: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{algorithms_module.__package__}.datasets")
+
+
+def _check_outliers(algorithms_module: ModuleType, name: str) -> None:
+    known = [*_TRANSFORMED, *getattr(_datasets(algorithms_module), "DATASETS", [])]
     if name not in known:
-        raise ConfigError(f"greg_outliers={name!r} is unknown; {nearest(name, [*_TRANSFORMED, *known])}")
-    environments = getattr(datasets, name)(hparams["greg_data_dir"], [], hparams)
+        raise ConfigError(f"greg_outliers={name!r} is unknown; {nearest(name, known)}")
+
+
+def _data_set(algorithms_module: ModuleType, hparams: dict[str, Any], seed: int) -> Any:
+    """Load the data set that greg_outliers names: all its environments in one.
+
+    Some data sets draw random numbers; here they neither depend on how far training is nor disturb it.
+    """
+    name = hparams["greg_outliers"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            environments = getattr(_datasets(algorithms_module), name)(hparams["greg_data_dir"], [], hparams)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"greg_data_dir={hparams['greg_data_dir']!r}: {name} cannot be read there: {error}"
+            ) from error
     return torch.utils.data.ConcatDataset([environments[i] for i in range(len(environments))])
 
 

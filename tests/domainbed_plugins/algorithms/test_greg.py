@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed_plugins import backends
+from domainbed_plugins import backends, score, train
 from domainbed_plugins.algorithms import greg
 from nacme.errors import ConfigError
 
@@ -145,7 +145,7 @@ def _batches(shape, seed, classes=2):
 @BOTH
 def test_registry_knows_the_hyper_parameters(name, shape, dataset):
     testbed = _testbed(name)
-    assert greg.register(testbed) is greg.register(testbed)
+    assert greg.register(testbed) is testbed.algorithms.get_algorithm_class("GReg")
     assert testbed.algorithms.ALGORITHMS.count("GReg") == 1
     assert testbed.algorithms.get_algorithm_class("GReg") is greg.register(testbed)
     default = testbed.hparams_registry.default_hparams("GReg", dataset)
@@ -216,6 +216,52 @@ def test_another_data_set_serves_as_outliers():
     algorithm = greg.register(testbed)((3, 12, 12), 2, 2, hparams)
     with pytest.raises(ConfigError, match="images of 2 channels do not fit images of 3"):
         algorithm.update(_batches((3, 12, 12), 0))
+
+
+@pytest.mark.domainbed
+def test_outliers_are_loaded_when_training_needs_them(tmp_path):
+    testbed = _testbed("domainbed")
+    hparams = _hparams(testbed, "any", greg_outliers="PACS", greg_data_dir=str(tmp_path))
+    algorithm = greg.register(testbed)((2, 28, 28), 2, 2, hparams)
+    batches = _batches((2, 28, 28), 0)
+    assert algorithm.predict(batches[0][0]).shape == (16, 2)  # as scoring its checkpoint does
+    with pytest.raises(ConfigError, match="PACS cannot be read there"):
+        algorithm.update(batches)
+
+
+def test_outliers_of_a_data_set_do_not_disturb_training():
+    testbed = backends.embedded()
+    hparams = _hparams(testbed, "any", greg_outliers="RotatedDigits")
+    torch.manual_seed(0)
+    algorithm = greg.register(testbed)((1, 8, 8), 2, 2, hparams)
+    before = torch.get_rng_state()
+    algorithm.update(_batches((1, 8, 8), 0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.filterwarnings("ignore::nacme.errors.NacmeWarning")  # so short a training has degenerate coverage
+@pytest.mark.parametrize(
+    ("dataset", "steps"), [("RotatedDigits", 12), pytest.param("RotatedMNIST", 2, marks=pytest.mark.domainbed)]
+)
+def test_trains_by_its_name_and_its_checkpoints_score(dataset, steps, tmp_path, request):
+    data_dir = ""
+    if dataset == "RotatedMNIST":
+        _testbed("domainbed")
+        data_dir = str(request.getfixturevalue("nacme_data") / "mnist10k")
+    run = tmp_path / "run"
+    flags = ["--algorithm", "GReg", "--dataset", dataset, "--data_dir", data_dir, "--test_envs", "1"]
+    flags += ["--steps", str(steps), "--checkpoint_freq", str(steps), "--output_dir", str(run)]
+    flags += ["--hparams", '{"batch_size": 8}', "--n_workers", "0", "--eval_splits", "fast"]
+    flags += ["--save_model_every_checkpoint", "--nac_alpha", "auto"]
+    train.main(flags)
+    recorded = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert recorded[0]["args"]["algorithm"] == "GReg"
+    assert recorded[0]["hparams"]["greg_outliers"] == "jigsaw"
+    score.main([str(run), "--nac_alpha", "auto", *(["--data_dir", data_dir] if data_dir else [])])
+    scored = [json.loads(line) for line in (run / "nac.jsonl").read_text().splitlines()]
+    for one, other in zip(recorded, scored, strict=True):
+        assert other["nac_me"] == pytest.approx(one["nac_me"], abs=1e-6)
+        assert other["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)
 
 
 def test_wrong_settings_are_named():
