@@ -44,6 +44,10 @@ class TrainOptions:
         None: penultimate features.
     split : {"out", "in"}
         The training environments' splits that coverage is measured on.
+    criteria : list of str, optional
+        Criteria to record beside NAC-ME and the validation loss. None: all that take no further pass.
+    target_unlabeled : bool
+        Whether to record criteria that look at unlabelled target data, the test environments' ``out`` splits.
     eval_splits : {"all", "fast"}
         ``"fast"`` leaves out the training environments' ``in`` splits, unless coverage is measured there. It
         draws other random numbers than DomainBed does.
@@ -57,6 +61,8 @@ class TrainOptions:
     grid: tuple[CoverageSettings, ...] = ()
     layers: list[str] | None = None
     split: str = "out"
+    criteria: list[str] | None = None
+    target_unlabeled: bool = False
     eval_splits: str = "all"
     n_workers: int | str | None = None
     on_step: Callable[[int, int], None] | None = None

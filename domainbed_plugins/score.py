@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_plugins.scored_runs import Job, Ledger, find_jobs
 from domainbed_plugins.train import add_coverage_flags, coverage_settings, parse_grid
+from nacme.criteria import load_criteria_module
 from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
 from nacme.run_reader import RESULTS
 
@@ -44,7 +45,9 @@ class ScoreOptions:
     split : {"out", "in"}
         The training environments' splits that coverage is measured on.
     criteria : list of str, optional
-        The criteria to write. None: all.
+        The criteria to record beside NAC-ME and the validation loss. None: all that take no further pass.
+    target_unlabeled : bool
+        Whether to record criteria that look at unlabelled target data: the test environments' ``out`` splits.
     """
 
     settings: CoverageSettings
@@ -52,6 +55,7 @@ class ScoreOptions:
     layers: list[str] | None = None
     split: str = "out"
     criteria: list[str] | None = None
+    target_unlabeled: bool = False
 
     def asked(self) -> dict[str, Any]:
         """Say in JSON what is asked for; a step that has it on record is done."""
@@ -61,6 +65,7 @@ class ScoreOptions:
             "layers": self.layers,
             "split": self.split,
             "criteria": sorted(self.criteria) if self.criteria is not None else None,
+            "target_unlabeled": self.target_unlabeled,
         }
 
 
@@ -102,9 +107,6 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("sweep", metavar="SWEEP", type=Path)
     result.add_argument("--data_dir", help="the data, as for training")
-    result.add_argument(
-        "--criteria", nargs="+", metavar="NAME", help="write these recorded criteria alone; default: all"
-    )
     add_coverage_flags(result)
     running = result.add_argument_group("running")
     running.add_argument("--cache_gb", type=float, help="memory for decoded data; default: half of what is free")
@@ -127,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         For a user's mistake, or if a checkpoint could not be measured.
     """
     flags = parser().parse_args(argv)
+    if flags.criteria_module:
+        load_criteria_module(flags.criteria_module)
     settings = coverage_settings(flags)
     options = ScoreOptions(
         settings=settings,
@@ -134,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         layers=flags.nac_layers,
         split=flags.nac_split,
         criteria=flags.criteria,
+        target_unlabeled=flags.target_unlabeled,
     )
     outcome = score(
         flags.sweep,
@@ -200,7 +205,8 @@ def score(
         except ConfigError:
             raise
         except NacmeError as error:
-            outcome.failures.append(str(error))
+            named = str(job.checkpoint) in str(error)
+            outcome.failures.append(str(error) if named else f"{job.checkpoint}: {error}")
         except Exception as error:  # algorithms of others may raise anything
             first = str(error).partition("\n")[0]
             outcome.failures.append(f"{job.checkpoint} cannot be measured: {type(error).__name__}: {first}")
@@ -248,12 +254,18 @@ class _Scorer:
 
         options = self._options
         envs = [env for env in range(len(dataset)) if env not in job.args["test_envs"]]
-        loaders = {name: data.loader(name) for name in (f"env{env}_out" for env in envs)}
-        covered = {name: data.loader(name) for name in (f"env{env}_{options.split}" for env in envs)}
+        targets = job.args["test_envs"] if options.target_unlabeled else []
+        covered, validated, unlabeled = (
+            [f"env{env}_{split}" for env in part]
+            for part, split in ((envs, options.split), (envs, "out"), (targets, "out"))
+        )
+        loaders = {name: data.loader(name) for name in dict.fromkeys([*covered, *validated, *unlabeled])}
         recorder = Recorder(
             algorithm,
-            loaders,
-            coverage_loaders=covered,
+            {name: loaders[name] for name in validated},
+            coverage_loaders={name: loaders[name] for name in covered},
+            criteria=options.criteria,
+            target_loaders={name: loaders[name] for name in unlabeled},
             settings=options.settings,
             grid=options.grid,
             layers=options.layers,
@@ -265,7 +277,7 @@ class _Scorer:
         torch.manual_seed(testbed.misc.seed_hash(job.args["seed"], job.step))
         recording = recorder.start()
         gaps = [0.0]
-        for name, loader in {**covered, **loaders}.items():
+        for name, loader in loaders.items():
             recorded = job.recorded.get(f"{name}_acc") if job.recorded["step"] == job.step else None
             accuracy = recording.evaluate(name, loader)
             gaps += [] if recorded is None else [abs(accuracy - recorded)]
@@ -273,7 +285,7 @@ class _Scorer:
         outcome.degenerate += record["nac"]["degenerate"]
         outcome.accuracy_gap = max(outcome.accuracy_gap, *gaps)
         outcome.apart += max(gaps) > ACCURACY_GAP
-        return _only(record, options.criteria)
+        return record
 
     def _open(self, job: Job) -> tuple[Testbed, ValidationData]:
         from domainbed_plugins import backends
@@ -306,25 +318,14 @@ def _sharing(args: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _check_criteria(options: ScoreOptions) -> None:
-    """Refuse criteria that this pass does not give."""
-    from nacme.criteria import get_criterion
+    """Refuse criteria that no pass over data gives."""
+    from nacme.criteria import VARIANT_PREFIX, get_criterion, recorded_names
 
     for name in options.criteria or ():
         if not get_criterion(name).is_recorded:
             raise ConfigError(f"--criteria {name}: it follows from {RESULTS} and needs no measuring")
-
-
-def _only(record: dict[str, Any], criteria: Sequence[str] | None) -> dict[str, Any]:
-    """Keep the criteria that were asked for."""
-    if criteria is None:
-        return record
-    lacking = [name for name in criteria if name not in record]
-    if lacking:
-        given = ", ".join(name for name in record if name != "nac")
-        raise ConfigError(
-            f"--criteria {lacking[0]}: this pass gives {given}; other settings of NAC-ME need --nac_grid"
-        )
-    return {name: value for name, value in record.items() if name in criteria or name == "nac"}
+        if name.startswith(VARIANT_PREFIX) and name not in recorded_names():
+            raise ConfigError(f"--criteria {name}: other settings of NAC-ME are named by --nac_grid")
 
 
 def _report(outcome: Outcome) -> None:

@@ -104,6 +104,22 @@ def add_coverage_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUES",
         help="settings to record besides, from the same pass: alpha=0.1,1,auto bins=50,100 fill=500,0.08",
     )
+    rivals = parser.add_argument_group("other criteria")
+    rivals.add_argument(
+        "--criteria",
+        nargs="*",
+        default=None,
+        metavar="NAME",
+        help="criteria to record beside nac_me and val_loss; default: all that take no further pass",
+    )
+    rivals.add_argument(
+        "--target_unlabeled",
+        action="store_true",
+        help="also record criteria that look at unlabelled target data: the test environments' out splits",
+    )
+    rivals.add_argument(
+        "--criteria_module", default=None, metavar="MODULE", help="a module or .py file with criteria of your own"
+    )
 
 
 def coverage_settings(flags: argparse.Namespace) -> CoverageSettings:
@@ -145,13 +161,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from domainbed_plugins import backends
     from domainbed_plugins.runner import TrainOptions, train
+    from nacme.criteria import load_criteria_module
 
+    if flags.criteria_module:
+        load_criteria_module(flags.criteria_module)
     settings = coverage_settings(flags)
     options = TrainOptions(
         settings=settings,
         grid=parse_grid(flags.nac_grid, settings),
         layers=flags.nac_layers,
         split=flags.nac_split,
+        criteria=flags.criteria,
+        target_unlabeled=flags.target_unlabeled,
         eval_splits=flags.eval_splits,
         n_workers=flags.n_workers,
     )

@@ -101,6 +101,12 @@ class Training:
             coverage_loaders={name: self.eval_streams[name] for name in self._measured()},
             settings=options.settings,
             grid=options.grid,
+            criteria=options.criteria,
+            target_loaders={
+                f"env{index}_out": self.eval_streams[f"env{index}_out"]
+                for index in args["test_envs"]
+                if options.target_unlabeled
+            },
             layers=options.layers,
             device=self.device,
             notes={"split": options.split, "testbed": str(testbed), "splits_hash": splits.hash},
@@ -212,8 +218,9 @@ class Training:
         self.line = None
 
     def _evaluate(self) -> dict[str, Any]:
-        recording = self.recorder.start()
-        measured = {**self.recorder.loaders, **self.recorder.coverage_loaders}
+        recorder = self.recorder
+        recording = recorder.start()
+        measured = {**recorder.loaders, **recorder.coverage_loaders, **recorder.target_loaders}
         results: dict[str, Any] = {}
         for name, stream in self.eval_streams.items():
             if name in measured:
