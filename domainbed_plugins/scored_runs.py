@@ -64,7 +64,7 @@ def find_jobs(sweep: Path, failures: list[str]) -> list[Job]:
     for directory in directories:
         named = ((re.fullmatch(r"model_step(\d+)\.pkl", path.name), path) for path in directory.iterdir())
         files = {int(match[1]): path for match, path in named if match}
-        records = {record["step"]: record for record in _read(directory / RESULTS)}
+        records = {record["step"]: record for record in read_lines(directory / RESULTS)}
         final = directory / "model.pkl"
         if records and final.is_file():
             files.setdefault(max(records), final)
@@ -104,7 +104,7 @@ class Ledger:
     def __init__(self, directory: Path, asked: dict[str, Any]) -> None:
         self._path = directory / ADDED
         self._asked = json.loads(json.dumps(asked))
-        self._records = {record["step"]: record for record in _read(self._path)}
+        self._records = {record["step"]: record for record in read_lines(self._path)}
 
     def holds(self, step: int) -> bool:
         """Whether a step is done."""
@@ -131,8 +131,8 @@ class Ledger:
             ) from error
 
 
-def _read(path: Path) -> Iterable[dict[str, Any]]:
-    """Yield the whole records of a file; none if there is no file."""
+def read_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """Yield the whole records of a ``.jsonl`` file that have a step; none if there is no file."""
     if not path.is_file():
         return
     for line in path.read_bytes().splitlines():

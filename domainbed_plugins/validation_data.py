@@ -84,7 +84,7 @@ class ValidationData:
         Parameters
         ----------
         name : str
-            ``env{i}_in`` or ``env{i}_out``, ``i`` a training environment.
+            ``env{i}_in`` of a training environment ``i``, or ``env{i}_out`` of any.
 
         Returns
         -------

@@ -1,0 +1,159 @@
+"""Recording changes no training number: stock DomainBed against ours, to the last digit."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from domainbed_plugins import score
+from domainbed_plugins.checkpoints import load_checkpoint
+from domainbed_plugins.train import main as train
+from nacme.measurement import CoverageSettings
+
+pytestmark = [pytest.mark.domainbed, pytest.mark.filterwarnings("ignore")]
+
+#: Algorithms that stock DomainBed cannot train on a CPU, or with any backpack that runs on today's torch.
+NOT_ON_CPU = {"TRM", "RDM"}
+NOT_AT_ALL = {"Fishr"}
+#: Predicting draws random numbers, so a value measured again is another draw.
+RANDOM = {"MTL"}
+
+DEBUG = ["--dataset", "Debug28", "--data_dir", "unused", "--steps", "7", "--checkpoint_freq", "3"]
+DEBUG += ["--hparams", '{"batch_size": 8}', "--test_envs", "1", "--save_model_every_checkpoint"]
+SETTINGS = CoverageSettings(10.0, 50, 2)
+FLAGS = ["--nac_alpha", "10", "--nac_fill", "2"]
+
+ALGORITHMS = [
+    "ERM",
+    "ERMPlusPlus",
+    "Fish",
+    "IRM",
+    "GroupDRO",
+    "Mixup",
+    "MLDG",
+    "CORAL",
+    "MMD",
+    "DANN",
+    "CDANN",
+    "MTL",
+    "SagNet",
+    "ARM",
+    "VREx",
+    "RSC",
+    "SD",
+    "ANDMask",
+    "SANDMask",
+    "IGA",
+    "SelfReg",
+    "IB_ERM",
+    "IB_IRM",
+    "CAD",
+    "CondCAD",
+    "Transfer",
+    "CausIRL_CORAL",
+    "CausIRL_MMD",
+    "EQRM",
+    "ADRMX",
+    "URM",
+]
+
+
+def equal_models(stock, ours):
+    theirs, mine = (load_checkpoint(run / "model.pkl")["model_dict"] for run in (stock, ours))
+    return theirs.keys() == mine.keys() and all(torch.equal(theirs[key], mine[key]) for key in theirs)
+
+
+def test_every_algorithm_is_named(domainbed):
+    own = {"GReg"}  # registered by the plugin
+    assert set(domainbed.algorithms.ALGORITHMS) - own == {*ALGORITHMS, *NOT_ON_CPU, *NOT_AT_ALL}
+    assert len(ALGORITHMS) == 31
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_debug28(name, stock_train, unequal_keys, records, tmp_path):
+    stock, ours = tmp_path / "stock", tmp_path / "ours"
+    stock_train([*DEBUG, "--algorithm", name, "--output_dir", str(stock)])
+    train([*DEBUG, "--algorithm", name, "--output_dir", str(ours), *FLAGS])
+    assert unequal_keys(stock, ours) == set()
+    assert equal_models(stock, ours)
+
+    outcome = score.score(stock, None, score.ScoreOptions(SETTINGS))
+    assert outcome.failures == []
+    assert outcome.measured == 3
+    for in_run, post_hoc in zip(records(ours), records(stock, "nac.jsonl"), strict=True):
+        assert in_run["nac_me"] > 0
+        assert in_run["step"] == post_hoc["step"]
+        if name not in RANDOM:
+            assert post_hoc["nac_me"] == pytest.approx(in_run["nac_me"], abs=1e-6)
+            assert post_hoc["val_loss"] == pytest.approx(in_run["val_loss"], abs=1e-6)
+            assert outcome.accuracy_gap == 0
+
+
+@pytest.mark.slow
+def test_the_command_line_with_stock_workers(domainbed, unequal_keys, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.environ["DOMAINBED_ROOT"], "OMP_NUM_THREADS": "1"}
+    for module, flags in (("domainbed.scripts.train", []), ("domainbed_plugins.train", FLAGS)):
+        command = [sys.executable, "-m", module, *DEBUG, "--output_dir", str(tmp_path / module), *flags]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    stock, ours = tmp_path / "domainbed.scripts.train", tmp_path / "domainbed_plugins.train"
+    assert unequal_keys(stock, ours) == set()
+    assert equal_models(stock, ours)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["ERM", "VREx", "MTL"])
+def test_rotated_mnist(name, stock_train, unequal_keys, nacme_data, tmp_path):
+    stock, ours = tmp_path / "stock", tmp_path / "ours"
+    argv = ["--dataset", "RotatedMNIST", "--data_dir", str(nacme_data / "mnist10k"), "--algorithm", name]
+    argv += ["--steps", "5", "--checkpoint_freq", "3", "--hparams", '{"batch_size": 16}']
+    stock_train([*argv, "--output_dir", str(stock)])
+    train([*argv, "--output_dir", str(ours)])
+    assert unequal_keys(stock, ours) == set()
+    assert equal_models(stock, ours)
+
+
+@pytest.mark.parametrize("name", ["ERM", "DANN"])
+def test_domain_adaptation(name, stock_train, unequal_keys, records, tmp_path):
+    stock, ours = tmp_path / "stock", tmp_path / "ours"
+    argv = [*DEBUG, "--algorithm", name, "--task", "domain_adaptation", "--uda_holdout_fraction", "0.7"]
+    stock_train([*argv, "--output_dir", str(stock)])
+    train([*argv, "--output_dir", str(ours), *FLAGS])
+    assert unequal_keys(stock, ours) == set()
+    assert "env1_uda_acc" in records(ours)[0]
+    assert equal_models(stock, ours)
+
+
+def test_random_hparams(stock_train, unequal_keys, records, tmp_path):
+    stock, ours = tmp_path / "stock", tmp_path / "ours"
+    argv = [*DEBUG, "--hparams_seed", "3", "--trial_seed", "2", "--seed", "5", "--holdout_fraction", "0.3"]
+    stock_train([*argv, "--output_dir", str(stock)])
+    train([*argv, "--output_dir", str(ours), *FLAGS])
+    assert unequal_keys(stock, ours) == set()
+    score.score(stock, None, score.ScoreOptions(SETTINGS))
+    for in_run, post_hoc in zip(records(ours), records(stock, "nac.jsonl"), strict=True):
+        assert post_hoc["nac_me"] == pytest.approx(in_run["nac_me"], abs=1e-6)
+
+
+def test_fast_evaluation_leaves_out_training_splits_alone(in_process, records, tmp_path):
+    for splits in ("all", "fast"):
+        train([*DEBUG, "--output_dir", str(tmp_path / splits), "--eval_splits", splits, *FLAGS])
+    for full, fast in zip(records(tmp_path / "all"), records(tmp_path / "fast"), strict=True):
+        assert full.keys() - fast.keys() == {"env0_in_acc", "env2_in_acc"}
+        assert fast.keys() <= full.keys()
+    in_split = tmp_path / "in"
+    train([*DEBUG, "--output_dir", str(in_split), "--eval_splits", "fast", "--nac_split", "in", *FLAGS])
+    assert records(in_split)[0].keys() == full.keys()
+    assert records(in_split)[0]["nac"]["split"] == "in"
+
+
+def test_the_number_of_workers_is_the_users(domainbed, records, tmp_path, capsys):
+    train([*DEBUG, "--output_dir", str(tmp_path / "none"), "--n_workers", "0", *FLAGS])
+    assert "workers for each" not in capsys.readouterr().err
+    train([*DEBUG, "--output_dir", str(tmp_path / "two"), "--n_workers", "2", *FLAGS])
+    for a, b in zip(records(tmp_path / "none"), records(tmp_path / "two"), strict=True):
+        assert a["env1_in_acc"] == b["env1_in_acc"]
+        assert a["nac_me"] == b["nac_me"]
