@@ -1,4 +1,4 @@
-"""Reading the records of a sweep into one table: DomainBed's ``results.jsonl``, and ``nac.jsonl`` beside it."""
+"""Reading the records of a sweep into one table: DomainBed's ``results.jsonl``, ``nac.jsonl`` and ``ood.jsonl``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ BASE_COLUMNS = (
     "test_acc",
     "test_out_acc",
     "val_acc",
+    "val_acc_worst",
     "checkpoint",
     "done",
 )
@@ -67,8 +68,8 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
             this row's test env, all of the run's (``"0,2"``), how many those are, how many envs there are
         ``step``
             of the checkpoint
-        ``test_acc``, ``test_out_acc``, ``val_acc``
-            ``env{t}_in_acc`` and ``env{t}_out_acc`` of the row's test env ``t``; the mean of
+        ``test_acc``, ``test_out_acc``, ``val_acc``, ``val_acc_worst``
+            ``env{t}_in_acc`` and ``env{t}_out_acc`` of the row's test env ``t``; the mean, and the least, of
             ``env{i}_out_acc`` over the envs that are no test env of the run
         ``checkpoint``
             path of the saved model, or None
@@ -77,6 +78,8 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
         ``nac_me``, ``val_loss``, ...
             every recorded criterion as float, NaN where null or missing; no column if no record holds it.
             Criteria are the registered ones and the keys that the records' own ``nac.grid`` names
+        ``auroc_covariate_nacue``, ...
+            what ``nacme detect`` found: ``auroc``, ``aupr`` and ``fpr95``, by shift and detector
         ``occupied_bins``, ``degenerate``
             from the record's ``nac`` object; no column if no record holds them
 

@@ -17,6 +17,7 @@ except ImportError:  # it parses four times as fast, but json does as well
 
 RESULTS = "results.jsonl"
 ADDED = "nac.jsonl"
+DETECTED = "ood.jsonl"
 
 #: What is the same for all checkpoints of a block, in this order.
 HEAD = (
@@ -38,6 +39,8 @@ NO_MODEL, STEP_MODEL, LAST_MODEL = 0, 1, 2
 #: What the ``nac`` object says of how coverage was measured; values measured differently do not compare.
 _SETTINGS = ("alpha", "bins", "fill", "split", "spacing", "correct_only")
 _FROM_NAC = ("occupied_bins", "degenerate")
+#: What the ``ood`` object's entries, such as ``covariate_nacue``, have a key of each.
+_FROM_OOD = ("auroc", "aupr", "fpr95")
 _NAN = float("nan")
 
 
@@ -51,7 +54,7 @@ class Block:
         Values of `HEAD`.
     columns : dict of str to list of float
         By name, one number per checkpoint: ``step``, ``model``, ``test_acc``, ``test_out_acc``,
-        ``val_acc`` and the recorded criteria.
+        ``val_acc``, ``val_acc_worst`` and the recorded criteria.
     """
 
     head: tuple[Any, ...]
@@ -102,6 +105,11 @@ def read_run(directory: str, name: str, files: frozenset[str], known: frozenset[
         run.unmatched = len(added.keys() - records.keys())
         for step, (number, record) in records.items():
             records[step] = number, {**added.get(step, {}), **record}
+    if DETECTED in files:
+        for _, detected in _lines(os.path.join(directory, DETECTED), run):
+            if detected["step"] in records:
+                number, record = records[detected["step"]]
+                records[detected["step"]] = number, {**detected, **record}
     last = max(records, default=None)
     layout: _Layout | None = None
     for step in sorted(records):
@@ -176,6 +184,7 @@ class _Layout:
             "step": record["step"],
             "model": model,
             "val_acc": sum(val_accs) / len(val_accs) if val_accs else _NAN,
+            "val_acc_worst": min(val_accs, default=_NAN),
         }
         keys = known
         if nac := record.get("nac"):
@@ -185,6 +194,8 @@ class _Layout:
                 if key in nac:
                     numbers[key] = _number(nac[key])
             run.settings.add(", ".join([f"{key} {nac[key]}" for key in _SETTINGS if key in nac]))
+        if ood := record.get("ood"):
+            keys = keys.union(f"{metric}_{entry}" for entry in ood for metric in _FROM_OOD)
         for key in keys:
             if key in record:
                 numbers[key] = _number(record[key])

@@ -50,6 +50,7 @@ def test_a_row_holds_what_the_record_says(tmp_path: Path) -> None:
     assert row.test_acc == 0.1
     assert row.test_out_acc == pytest.approx(0.15)
     assert row.val_acc == pytest.approx((0.25 + 0.35) / 2)
+    assert row.val_acc_worst == 0.25
     assert row.done
     assert row.nac_me == 0.25
     assert math.isnan(row.val_loss)
