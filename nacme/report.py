@@ -324,7 +324,8 @@ def _ranking(findings: Findings, population: Population, title: str) -> Section:
     figure = _figures(
         f"correlation-{population}",
         f"{what}, with 95% intervals from resampling runs. Criteria are turned so that higher is better: right "
-        "of zero, the criterion ranks as it should.",
+        "of zero, the criterion ranks as it should."
+        + (" Algorithms are taken together." if findings.rows["algorithm"].nunique() > 1 else ""),
         cells,
         lambda cell: plots.correlation_forest(cell, order=order),
         lambda: plots.correlation_forest(table, order=order),

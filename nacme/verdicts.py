@@ -208,7 +208,7 @@ def degenerate(rows: pd.DataFrame) -> str | None:
     Parameters
     ----------
     rows : DataFrame
-        With the columns `degenerate` and `occupied_bins`, if coverage was measured.
+        With the column `step`, and with `degenerate` and `occupied_bins` if coverage was measured.
 
     Returns
     -------
@@ -222,10 +222,12 @@ def degenerate(rows: pd.DataFrame) -> str | None:
         return None
     bins = "" if "occupied_bins" not in bad else f" ({bad['occupied_bins'].mean():.1f} bins occupied on average)"
     where = "" if rows["dataset"].nunique() == 1 else f" (in {', '.join(sorted(bad['dataset'].unique()))})"
+    first, last = bad["step"].min(), bad["step"].max()
+    steps = "" if len(bad) == len(measured) else f", steps {first:,} to {last:,},"
     return (
-        f"At {len(bad):,} of the {len(measured):,} checkpoints where it was measured{where}, nearly all states of "
-        f"a neuron fall in one bin{bins}. There NAC-ME says little more than how many samples were counted; with "
-        "correctly classified samples only, that is accuracy in disguise. Judge nothing about coverage from these "
+        f"At {len(bad):,} of the {len(measured):,} checkpoints where it was measured{where}{steps} nearly all "
+        f"states of a neuron fall in one bin{bins}. There NAC-ME says little more than how many samples were counted; "
+        "with correctly classified samples only, that is accuracy in disguise. Judge nothing about coverage from these "
         "checkpoints; measure them again with another alpha."
     )
 
@@ -241,10 +243,10 @@ def cautions(findings: Findings) -> list[str]:
     -------
     list of str
     """
-    rows, names = findings.rows, findings.criteria
+    rows = findings.rows
     checkpoints = rows.groupby("run").size()
-    runs = rows.groupby(["dataset", "algorithm", "test_env"])["run"].nunique()
-    panels = len(runs) * len(names)
+    runs = rows.groupby(["dataset", "test_env"])["run"].nunique()  # algorithms are pooled
+    panels = len(findings.ranks["run"])
     return [
         f"Few checkpoints: a run here has {checkpoints.median():g} (median). With so few, tau within a run takes "
         "few values and swings widely; read the averages with their intervals, never a single run.",

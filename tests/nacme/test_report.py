@@ -187,7 +187,7 @@ def test_degenerate_coverage_is_said_plainly(
     bad.loc[bad.index[:4], "degenerate"] = False
     page = Page.read(write_report(bad, tmp_path / "r.html", n_boot=20))
     assert "Coverage is degenerate." in page.text
-    assert "At 50 of the 54 checkpoints where it was measured" in page.text
+    assert "At 50 of the 54 checkpoints where it was measured, steps 0 to 400, nearly all states" in page.text
     assert "1.1 bins occupied on average" in page.text
     assert degenerate(df.drop(columns=["degenerate", "occupied_bins"])) is None
 
@@ -205,6 +205,9 @@ def test_several_data_sets_and_algorithms(write_sweep: WriteSweep, tmp_path: Pat
     assert "Checkpoint selection on 3 data sets" in page.text
     assert "24 runs, 120 checkpoints, 6 test envs, 2 trials, 2 algorithms" in page.text
     assert page.tables["correlations-run"][0][:3] == ["data set", "test env", "criterion"]
+    assert "Algorithms are taken together." in page.text
+    assert "here a test env has 4 runs" in page.text
+    assert "of the 24 correlations per population" in page.text
     assert page.tables["quality-run"][0][:4] == ["data set", "algorithm", "test env", "criterion"]
     assert all(f"On {name}, across 8 runs" in page.text for name in ("A_1", "B", "C"))
     assert re.search(r"Within a run: [a-z ]+Better on \d, worse on \d of 3 data sets\.", page.text)
