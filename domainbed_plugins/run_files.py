@@ -23,6 +23,7 @@ from nacme.errors import ConfigError, NacmeError
 
 RESULTS = "results.jsonl"
 STATE = "state.pt"
+COVERAGE = "coverage.npz"
 LOCK = ".lock"
 FAILED = "failed"
 DONE = "done"
@@ -99,6 +100,20 @@ def locked(directory: Path) -> Iterator[Lock]:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """Hold a lock that many processes may hold at a time, for `lock_note` to see.
+
+    Parameters
+    ----------
+    path : path
+        Of a file that exists.
+    """
+    with path.open() as file:
+        _take(file, fcntl.LOCK_SH)
+        yield
+
+
 def lock_note(path: Path) -> dict[str, Any] | None:
     """Read who holds a lock and how far it is.
 
@@ -113,11 +128,9 @@ def lock_note(path: Path) -> dict[str, Any] | None:
         ``host``, ``pid`` and, once training, ``step``, ``steps``, ``rate`` in steps per second. None: nobody.
     """
     try:
-        with path.open() as file:
-            if _take(file, fcntl.LOCK_SH):
-                return None
-            return _parse(file.read())
-    except OSError:
+        with path.open("r+") as file:
+            return None if _take(file, fcntl.LOCK_EX) else _parse(file.read())
+    except OSError:  # no such file, or not ours to lock
         return None
 
 

@@ -26,6 +26,7 @@ import torch
 
 from domainbed_plugins import run_files, snapshot
 from domainbed_plugins.backends import Testbed
+from domainbed_plugins.keep import tidy
 from domainbed_plugins.streams import EvalStream, TrainStream, collate
 from nacme.errors import ConfigError, NacmeError
 from nacme.measurement import accuracy
@@ -176,6 +177,8 @@ class Training:
                     run_files.save_state(self.directory, self.state())
                     raise self._interrupted(caught[0])
         self._save_model("model.pkl", dataset)
+        if self.options.keep:
+            tidy(self.directory, self.options.keep, finished=True)
         run_files.write_atomically(self.directory / run_files.DONE, lambda file: file.write(b"done"))
         (self.directory / run_files.STATE).unlink(missing_ok=True)
 
@@ -216,6 +219,10 @@ class Training:
         run_files.append_record(self.directory, self.line)
         self.records += 1
         self.line = None
+        self._keep_coverage(results)
+        if self.options.keep:
+            # only now: the state knows the checkpoint that took a better one's place
+            tidy(self.directory, self.options.keep)
 
     def _evaluate(self) -> dict[str, Any]:
         recorder = self.recorder
@@ -230,6 +237,20 @@ class Training:
             # DomainBed's evaluation leaves every module in training mode, whatever mode it was in
             self.algorithm.train()
         return {**results, **recording.finish()}
+
+    def _keep_coverage(self, results: Mapping[str, Any]) -> None:
+        """Keep the counts of the checkpoint that ``nac_me`` chooses, for the report's picture of its coverage."""
+        path, nac = self.directory / run_files.COVERAGE, results["nac"]
+        if results["nac_me"] is None:
+            return
+        if path.exists():
+            with np.load(path) as kept:
+                if results["nac_me"] <= kept["nac_me"]:
+                    return
+        fill = nac["fill"] * nac["num_counted"] if isinstance(nac["fill"], float) else nac["fill"]
+        counts = {f"counts_{layer}": value.numpy() for layer, value in self.recorder.counts.items()}
+        content = {"step": results["step"], "nac_me": results["nac_me"], "fill": fill, **counts}
+        run_files.write_atomically(path, lambda file: np.savez_compressed(file, **content))
 
     def _save_model(self, name: str, dataset: Any) -> None:
         if self.args["skip_model_save"]:
@@ -313,6 +334,7 @@ def comparable(args: Mapping[str, Any], options: TrainOptions) -> dict[str, str]
     kept = {key: value for key, value in args.items() if key not in ("data_dir", "output_dir")}
     kept["nac"] = {**asdict(options.settings), "split": options.split, "layers": options.layers}
     kept["nac_grid"] = [asdict(settings) for settings in options.grid]
+    kept["keep"] = sorted(options.keep)
     kept["eval_splits"] = options.eval_splits
     return {key: json.dumps(value, sort_keys=True) for key, value in kept.items()}
 

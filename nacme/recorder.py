@@ -117,6 +117,8 @@ class Recorder:
         self.device = device
         self.notes = dict(notes or {})
         self.warned = False
+        #: States counted for ``nac_me`` at the last checkpoint recorded: [N, bins - 1] by layer, on the CPU.
+        self.counts: dict[str, Tensor] = {}
 
     def record(self) -> dict[str, Any]:
         """Measure the model as it is now.
@@ -229,6 +231,7 @@ class Recording:
         for counter in self._counters.values():
             counter.finish()
         counter = self._counters[_as_counted(settings)]
+        recorder.counts = {name: metric.counts.cpu() for name, metric in counter.coverage.items()}
         result = summarize(self._covered, counter, settings.fill)
         if result.degenerate and not recorder.warned:
             recorder.warned = True
