@@ -248,15 +248,17 @@ def _is_view(features: Tensor, tapped: Tensor) -> bool:
 
 def _module(model: nn.Module, name: str) -> nn.Module:
     path = name.removesuffix(INPUT)
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if path not in modules or not name:
         raise LayerError(f"the model has no layer {path!r}; {nearest(path, filter(None, modules))}")
     return modules[path]
 
 
 def _last_named(model: nn.Module) -> str:
-    return [name for name, _ in model.named_modules()][-1]
+    names: list[str] = [name for name, _ in model.named_modules()]
+    return names[-1]
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+    names: list[str] = [name for name, module in model.named_modules() if module is wanted]
+    return names[0]

@@ -61,9 +61,8 @@ def test_a_users_mistake_is_one_line_and_exit_1(arguments, says, tmp_path):
 
 
 def test_batch_larger_than_a_split_is_said_at_once(tmp_path):
-    result = nacme(
-        *("train", "--dataset", "RotatedDigits", "--hparams", '{"batch_size": 300}', "--output_dir", tmp_path / "run")
-    )
+    big = ("--hparams", '{"batch_size": 300}')
+    result = nacme("train", "--dataset", "RotatedDigits", *big, "--output_dir", tmp_path / "run")
     assert result.returncode == 1
     assert "batch_size 300 is larger than env1_in (240 samples)" in result.stderr
     assert "Traceback" not in result.stderr
