@@ -87,6 +87,18 @@ def score_command(context: typer.Context) -> None:
     score.main(context.args)
 
 
+@app.command(
+    "detect",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def detect_command(context: typer.Context) -> None:
+    """Ask detectors whether checkpoints notice unseen domains (nacme detect --help)."""
+    from domainbed_plugins import detect
+
+    detect.main(context.args)
+
+
 SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep directory, or a single run's.")]
 CriterionNames = Annotated[
     list[str] | None,

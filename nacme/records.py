@@ -1,4 +1,4 @@
-"""Reading the records of a sweep into one table: DomainBed's ``results.jsonl``, ``nac.jsonl`` and ``ood.jsonl``."""
+"""Reading the records of a sweep into one table: ``results.jsonl``, with ``nac.jsonl`` and ``ood.jsonl``."""
 
 from __future__ import annotations
 

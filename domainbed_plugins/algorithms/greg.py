@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nacme.errors import ConfigError, nearest
-from nacme.ood.outliers import pseudo_outliers
+from nacme.ood.outliers import pseudo_outliers, resized
 
 if TYPE_CHECKING:
     from domainbed_plugins.backends import Testbed
@@ -311,15 +311,7 @@ def _data_set(algorithms_module: ModuleType, hparams: dict[str, Any], seed: int)
 def _draw(data: Any, count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw images from a data set, resized to the training images."""
     images = torch.stack([data[i][0] for i in torch.randint(len(data), (count,), generator=generator).tolist()])
-    if images.shape[1] != like.shape[1]:
-        if 1 not in (images.shape[1], like.shape[1]):
-            raise ConfigError(
-                f"greg_outliers: images of {images.shape[1]} channels do not fit images of {like.shape[1]}"
-            )
-        images = images.mean(dim=1, keepdim=True).expand(-1, like.shape[1], -1, -1)
-    if images.shape[2:] != like.shape[2:]:
-        images = F.interpolate(images, size=tuple(like.shape[2:]), mode="bilinear", antialias=True)
-    return images.to(like)
+    return resized(images, like.shape[1:]).to(like)
 
 
 def register(testbed: Testbed) -> type[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nacme.errors import ConfigError, nearest
 
@@ -49,6 +51,35 @@ def pseudo_outliers(images: Tensor, kind: str = "mix", generator: torch.Generato
     if kind not in _KINDS:
         raise ConfigError(f"outliers={kind!r} are unknown; {nearest(kind, ['mix', *_KINDS])}")
     return _KINDS[kind](images, generator)
+
+
+def resized(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """Make images of another data set fit a network.
+
+    Parameters
+    ----------
+    images : Tensor, shape [B, C, H, W]
+    shape : sequence of int
+        ``(C', H', W')`` that the network takes.
+
+    Returns
+    -------
+    Tensor, shape [B, C', H', W']
+        Other channel counts go through the mean over channels; other sizes are interpolated.
+
+    Raises
+    ------
+    ConfigError
+        If neither channel count is 1 nor are they equal.
+    """
+    channels, *size = shape
+    if images.shape[1] != channels:
+        if 1 not in (images.shape[1], channels):
+            raise ConfigError(f"images of {images.shape[1]} channels do not fit images of {channels}")
+        images = images.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
+    if list(images.shape[2:]) != size:
+        images = nn.functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
+    return images
 
 
 def _rotate(images: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,0 +1,299 @@
+"""Does a checkpoint notice that an input comes from elsewhere? ``nacme detect``.
+
+Detectors are fitted on the run's in-distribution training splits, and tell its in-distribution validation splits
+from the test environments (covariate shift) and from another data set (semantic shift).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed_plugins.scored_runs import Job, find_jobs
+from nacme.errors import ConfigError, SweepError, nearest
+from nacme.run_reader import DETECTED, RESULTS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+#: By the name they have on the command line and in the records.
+DETECTORS = ("nacue", "line", "nap", "msp", "energy", "vim")
+#: How the test environments are called in the records.
+COVARIATE = "covariate"
+
+
+@dataclass(frozen=True)
+class DetectOptions:
+    """What is asked of the detectors.
+
+    Attributes
+    ----------
+    detectors : tuple of str
+        Names of `DETECTORS`. Empty: all that the network allows.
+    ood : str, optional
+        Another data set.
+    ood_data_dir : str, optional
+        Where it lies. None: where the run's data lies.
+    search : str
+        The transformation whose images the settings are searched against (see
+        `nacme.ood.outliers.pseudo_outliers`); ``"none"`` for the published settings.
+    fit_samples, ood_samples : int
+        How many training images to fit on, and images of another data set to score, at most.
+    n_boot, seed : int
+        Of the intervals; the seed also draws the images.
+    """
+
+    detectors: tuple[str, ...] = ()
+    ood: str | None = None
+    ood_data_dir: str | None = None
+    search: str = "jigsaw"
+    fit_samples: int = 1000
+    ood_samples: int = 2000
+    n_boot: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What one checkpoint's detectors found.
+
+    Attributes
+    ----------
+    job : Job
+    rows : list of dict
+        One for each detector and shift.
+    scores : dict of str to dict of str to ndarray
+        By detector, then by what was scored: ``"in"``, `COVARIATE`, and the other data set's name.
+    settings : dict of str to dict
+        By detector; found by search where it has any.
+    """
+
+    job: Job
+    rows: list[dict[str, Any]]
+    scores: dict[str, dict[str, npt.NDArray[Any]]]
+    settings: dict[str, dict[str, Any]]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+    """
+    result = argparse.ArgumentParser(
+        prog="nacme detect",
+        description="Tell in-distribution validation images from the test environments, and from another data "
+        "set, by detectors fitted on the training environments. Prints a table and adds the numbers to the run's "
+        f"{DETECTED}.",
+    )
+    result.add_argument(
+        "path",
+        metavar="RUN|CHECKPOINT",
+        type=Path,
+        help="a saved model, a run (its last saved model), or a sweep (the last one of each run)",
+    )
+    result.add_argument("--data_dir", help="the data, as for training")
+    result.add_argument(
+        "--detector", nargs="+", action="extend", metavar="NAME", help=f"{', '.join(DETECTORS)}; default: all"
+    )
+    result.add_argument("--ood", metavar="DATASET", help="another data set to tell apart: semantic shift")
+    result.add_argument("--ood_data_dir", metavar="DIR", help="where it lies; default: --data_dir")
+    result.add_argument("--every_checkpoint", action="store_true", help="all saved models, not the last alone")
+    result.add_argument(
+        "--search",
+        choices=["jigsaw", "noise", "rotate", "mix", "none"],
+        default="jigsaw",
+        help="search settings on training images against their transformed selves; none: the published settings",
+    )
+    result.add_argument("--fit_samples", type=int, default=1000, help="training images to fit on, balanced")
+    result.add_argument("--ood_samples", type=int, default=2000, help="images of --ood to score, at most")
+    result.add_argument("--n_boot", type=int, default=1000, help="bootstrap resamples of the intervals")
+    result.add_argument("--seed", type=int, default=0, help="of the images drawn and of the bootstrap")
+    result.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    result.add_argument("--out", metavar="DIR", type=Path, help="also histograms of the scores, as PNG")
+    result.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse flags, detect and print.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        None: the process's arguments.
+
+    Raises
+    ------
+    NacmeError
+        For a user's mistake, or if a checkpoint could not be examined.
+    """
+    flags = parser().parse_args(argv)
+    options = DetectOptions(
+        detectors=tuple(dict.fromkeys(flags.detector or ())),
+        ood=flags.ood,
+        ood_data_dir=flags.ood_data_dir,
+        search=flags.search,
+        fit_samples=flags.fit_samples,
+        ood_samples=flags.ood_samples,
+        n_boot=flags.n_boot,
+        seed=flags.seed,
+    )
+    table = detect(
+        flags.path,
+        flags.data_dir,
+        options,
+        every_checkpoint=flags.every_checkpoint,
+        out=flags.out,
+        domainbed=flags.domainbed,
+    )
+
+    from nacme.output import write_frame
+
+    write_frame(table, flags.format)
+
+
+def detect(
+    path: str | os.PathLike[str],
+    data_dir: str | None,
+    options: DetectOptions | None = None,
+    *,
+    every_checkpoint: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    domainbed: str | None = None,
+) -> pd.DataFrame:
+    """Examine checkpoints, add what is found to each run's ``ood.jsonl``, and draw the scores.
+
+    Parameters
+    ----------
+    path : path-like
+        A saved model, a run directory, or a sweep directory.
+    data_dir : str or None
+        As DomainBed's ``--data_dir``.
+    options : DetectOptions, optional
+    every_checkpoint : bool
+        Whether to examine all saved models of a run rather than the last.
+    out : path-like, optional
+        Where histograms go.
+    domainbed : str, optional
+        A DomainBed clone.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per (checkpoint, detector, shift): ``run, dataset, algorithm, test_envs, step, detector, shift,
+        ood, n_in, n_out`` and ``auroc, aupr, fpr95``, each with ``_low`` and ``_high``.
+
+    Raises
+    ------
+    NacmeError
+        If there is nothing to examine, a name is unknown, or the data or a checkpoint cannot be read.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    options = options or DetectOptions()
+    _check(options, data_dir)
+    jobs = _jobs(Path(path), every_checkpoint)
+
+    from domainbed_plugins.detectors import Examiner
+    from nacme.ood.score_plots import score_histograms
+    from nacme.plot_style import render
+
+    examiner = Examiner(data_dir, options, domainbed)
+    rows: list[dict[str, Any]] = []
+    for job in tqdm(jobs, desc="detect", unit="checkpoint", disable=None):
+        found = examiner.examine(job)
+        rows += found.rows
+        _write_down(found, options)
+        if out is not None:
+            name = re.sub(r"[^0-9A-Za-z._-]", "_", job.directory.resolve().name)
+            title = f"{job.args['algorithm']} on {job.args['dataset']}, step {job.step}"
+            picture = render(score_histograms(found.scores, title), "png")
+            _replace(Path(out) / f"{name}_step{job.step}.png", picture)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def _check(options: DetectOptions, data_dir: str | None) -> None:
+    """Refuse what cannot work before anything is read."""
+    for name in options.detectors:
+        if name not in DETECTORS:
+            raise ConfigError(f"--detector {name!r} is unknown; {nearest(name, DETECTORS)}")
+    for flag, value, least in (
+        ("fit_samples", options.fit_samples, 4),
+        ("ood_samples", options.ood_samples, 2),
+        ("n_boot", options.n_boot, 1),
+        ("seed", options.seed, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"--{flag} {value} must be at least {least}")
+    for flag, folder in (("data_dir", data_dir), ("ood_data_dir", options.ood_data_dir)):
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"--{flag} {folder} is not a directory; give the folder that training read")
+
+
+def _jobs(path: Path, every: bool) -> list[Job]:
+    """Find the checkpoints that are meant."""
+    if not path.exists():
+        raise SweepError(f"{path} does not exist; give a saved model, a run directory or a sweep directory")
+    failures: list[str] = []
+    if path.is_file():
+        if not (path.parent / RESULTS).is_file():
+            raise SweepError(f"{path} lies beside no {RESULTS}, which says how it was trained; keep them together")
+        wanted = [job for job in find_jobs(path.parent, failures) if job.checkpoint == path]
+        if not wanted and path.name == "model.pkl":  # stands beside the same model under its step's name
+            wanted = find_jobs(path.parent, failures)[-1:]
+        if not wanted and not failures:
+            raise SweepError(f"{path} is not named as a saved model is (model.pkl, model_step100.pkl)")
+    else:
+        wanted = find_jobs(path, failures)
+        if not every:
+            wanted = list({job.directory: job for job in wanted}.values())
+    if failures:
+        raise SweepError(failures[0])
+    return wanted
+
+
+def _write_down(found: Detection, options: DetectOptions) -> None:
+    """Add a checkpoint's numbers to its run's records; those of other detectors and data sets stay."""
+    from domainbed_plugins.scored_runs import read_lines
+
+    path = found.job.directory / DETECTED
+    records = {record["step"]: record for record in read_lines(path)}
+    record = records.setdefault(found.job.step, {"step": found.job.step, "ood": {}})
+    for row in found.rows:
+        end = f"{COVARIATE if row['shift'] == COVARIATE else row['ood']}_{row['detector']}"
+        record.update({f"{metric}_{end}": row[metric] for metric in ("auroc", "aupr", "fpr95")})
+        record["ood"][end] = {
+            **{key: row[key] for key in row if key.startswith("n_") or key.endswith(("_low", "_high"))},
+            "settings": found.settings[row["detector"]],
+            "asked": asdict(options),
+        }
+    lines = [json.dumps(records[step], sort_keys=True) + "\n" for step in sorted(records)]
+    _replace(path, "".join(lines).encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file at once."""
+    new = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(content)
+        os.replace(new, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    from nacme.cli import report_errors
+
+    report_errors(main)
