@@ -226,9 +226,9 @@ def degenerate(rows: pd.DataFrame) -> str | None:
     steps = "" if len(bad) == len(measured) else f", steps {first:,} to {last:,},"
     return (
         f"At {len(bad):,} of the {len(measured):,} checkpoints where it was measured{where}{steps} nearly all "
-        f"states of a neuron fall in one bin{bins}. There NAC-ME says little more than how many samples were counted; "
-        "with correctly classified samples only, that is accuracy in disguise. Judge nothing about coverage from these "
-        "checkpoints; measure them again with another alpha."
+        f"states of a neuron fall in one bin{bins}. There NAC-ME says little more than how many samples were "
+        "counted; with correctly classified samples only, that is accuracy in disguise. Judge nothing about "
+        "coverage from these checkpoints; measure them again with another alpha."
     )
 
 
