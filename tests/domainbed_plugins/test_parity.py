@@ -92,6 +92,7 @@ def test_debug28(name, stock_train, unequal_keys, records, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_command_line_with_stock_workers(domainbed, unequal_keys, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.environ["DOMAINBED_ROOT"], "OMP_NUM_THREADS": "1"}
     for module, flags in (("domainbed.scripts.train", []), ("domainbed_plugins.train", FLAGS)):
@@ -105,11 +106,12 @@ def test_the_command_line_with_stock_workers(domainbed, unequal_keys, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["ERM", "VREx", "MTL"])
 def test_rotated_mnist(name, stock_train, unequal_keys, nacme_data, tmp_path):
     stock, ours = tmp_path / "stock", tmp_path / "ours"
     argv = ["--dataset", "RotatedMNIST", "--data_dir", str(nacme_data / "mnist10k"), "--algorithm", name]
-    argv += ["--steps", "5", "--checkpoint_freq", "3", "--hparams", '{"batch_size": 16}']
+    argv += ["--steps", "4", "--checkpoint_freq", "3", "--hparams", '{"batch_size": 16}']
     stock_train([*argv, "--output_dir", str(stock)])
     train([*argv, "--output_dir", str(ours)])
     assert unequal_keys(stock, ours) == set()
@@ -123,7 +125,8 @@ def test_domain_adaptation(name, stock_train, unequal_keys, records, tmp_path):
     stock_train([*argv, "--output_dir", str(stock)])
     train([*argv, "--output_dir", str(ours), *FLAGS])
     assert unequal_keys(stock, ours) == set()
-    assert "env1_uda_acc" in records(ours)[0]
+    # DomainBed counts uda splits, not environments
+    assert "env0_uda_acc" in records(ours)[0]
     assert equal_models(stock, ours)
 
 
@@ -150,10 +153,11 @@ def test_fast_evaluation_leaves_out_training_splits_alone(in_process, records, t
     assert records(in_split)[0]["nac"]["split"] == "in"
 
 
-def test_the_number_of_workers_is_the_users(domainbed, records, tmp_path, capsys):
-    train([*DEBUG, "--output_dir", str(tmp_path / "none"), "--n_workers", "0", *FLAGS])
+def test_the_number_of_workers_is_the_users(stock_train, unequal_keys, in_process, tmp_path, monkeypatch, capsys):
+    stock, ours = tmp_path / "stock", tmp_path / "ours"
+    stock_train([*DEBUG, "--output_dir", str(stock)])
+    # from here on the data set asks for more
+    monkeypatch.setattr(in_process.datasets.MultipleDomainDataset, "N_WORKERS", 10_000)
+    train([*DEBUG, "--output_dir", str(ours), "--n_workers", "0", *FLAGS])
     assert "workers for each" not in capsys.readouterr().err
-    train([*DEBUG, "--output_dir", str(tmp_path / "two"), "--n_workers", "2", *FLAGS])
-    for a, b in zip(records(tmp_path / "none"), records(tmp_path / "two"), strict=True):
-        assert a["env1_in_acc"] == b["env1_in_acc"]
-        assert a["nac_me"] == b["nac_me"]
+    assert unequal_keys(stock, ours) == set()

@@ -317,15 +317,16 @@ def test_data_that_depends_on_the_seed_is_not_shared():
 @pytest.mark.domainbed
 @pytest.mark.data
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_stock_sweep_of_rotated_mnist(stock_train, nacme_data, records, tmp_path):
-    argv = ["--dataset", "RotatedMNIST", "--data_dir", str(nacme_data / "mnist10k"), "--steps", "7"]
+    argv = ["--dataset", "RotatedMNIST", "--data_dir", str(nacme_data / "mnist10k"), "--steps", "4"]
     argv += ["--checkpoint_freq", "3", "--test_envs", "0", "--hparams", '{"batch_size": 16}']
     for seed in ("0", "1"):
         stock = ["--save_model_every_checkpoint", "--output_dir", str(tmp_path / "stock" / seed)]
         stock_train([*argv, *stock, "--seed", seed])
         train([*argv, "--output_dir", str(tmp_path / "ours" / seed), "--seed", seed])
     outcome = score.score(tmp_path / "stock", str(nacme_data / "mnist10k"), score.ScoreOptions(CoverageSettings()))
-    assert (outcome.measured, outcome.failures) == (6, [])
+    assert (outcome.measured, outcome.failures) == (4, [])
     assert outcome.accuracy_gap <= 1e-3
     for seed in ("0", "1"):
         pairs = zip(
