@@ -1,9 +1,9 @@
 """Which of DomainBed's algorithms train, record coverage unchanged, and give the same value after training?
 
-For every name in ``ALGORITHMS``: DomainBed's own ``train`` and ours with the same arguments in one process, then
-``nacme score`` on DomainBed's run. Writes a Markdown table to standard output.
+For every name in DomainBed's ``ALGORITHMS``: its own ``train`` and ours with the same arguments in one process,
+then ``nacme score`` on DomainBed's run. Writes Markdown to standard output.
 
-    DOMAINBED_ROOT=... python -m analysis.all_algorithms > table.md
+    DOMAINBED_ROOT=... python -m analysis.all_algorithms > docs/algorithms.md
 """
 
 from __future__ import annotations
@@ -24,11 +24,26 @@ from pathlib import Path
 
 import torch
 
+import nacme
 from domainbed_plugins import backends, score
 from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.train import main as our_train
 from nacme.measurement import CoverageSettings
 
+INTRODUCTION = """\
+# Every algorithm of DomainBed
+
+Made by `python -m analysis.all_algorithms`: {dataset}, {steps} steps, batch size 8, test env 1, loaders without
+worker processes. {machine}; {date};
+{versions}.
+
+What the exceptions are about stands in [domainbed.md](domainbed.md#algorithms).
+
+- *Stock's keys and model*: whether every key that stock DomainBed writes, but `step_time` and `mem_gb`, is equal
+  to the last digit at every checkpoint of a run that records coverage, and all tensors of `model.pkl`.
+- *Post hoc = in-run*: whether `nacme score` on stock's checkpoints gives the `nac_me` and `val_loss` that training
+  with the same arguments recorded, to 1e-6; in brackets the largest difference, if there is any.
+"""
 UNEQUAL_BY_NATURE = ("step_time", "mem_gb")
 TOLERANCE = 1e-6
 
@@ -127,18 +142,29 @@ def main():
     # the number of worker processes decides nothing on data that lies in memory
     testbed.datasets.MultipleDomainDataset.N_WORKERS = 0
     torch.set_num_threads(1)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    names = [
+        name
+        for name in flags.algorithms or testbed.algorithms.ALGORITHMS
+        # the plugin registers its own there
+        if testbed.algorithms.get_algorithm_class(name).__module__ == "domainbed.algorithms"
+    ]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(
-        f"{flags.dataset}, {flags.steps} steps, batch size 8, test env 1, on {platform.machine()} ({device}), "
-        f"{date.today()}; Python {platform.python_version()}, PyTorch {torch.__version__}, DomainBed "
-        f"{testbed.version[:7]}.\n"
+        INTRODUCTION.format(
+            dataset=flags.dataset,
+            steps=flags.steps,
+            machine=f"{platform.system()} {platform.machine()}, {device}",
+            date=date.today(),
+            versions=f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
+            f"nacme {nacme.__version__}, DomainBed {testbed.version[:7]}",
+        )
     )
     print(
         "| algorithm | trains in stock DomainBed | records NAC here | stock's keys and model | post hoc = in-run |"
     )
     print("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as root:
-        for name in flags.algorithms or testbed.algorithms.ALGORITHMS:
+        for name in names:
             print("| " + " | ".join(row(name, flags, Path(root), testbed)) + " |", flush=True)
 
 
