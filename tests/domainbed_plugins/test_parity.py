@@ -1,8 +1,11 @@
 """Recording changes no training number: stock DomainBed against ours, to the last digit."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,3 +164,28 @@ def test_the_number_of_workers_is_the_users(stock_train, unequal_keys, in_proces
     train([*DEBUG, "--output_dir", str(ours), "--n_workers", "0", *FLAGS])
     assert "workers for each" not in capsys.readouterr().err
     assert unequal_keys(stock, ours) == set()
+
+
+def test_the_two_lines_for_forks(in_process, stock_train, unequal_keys, records, tmp_path, monkeypatch):
+    """The documented lines, put into DomainBed's own script, record and change no number."""
+    documented = (Path(__file__).parents[2] / "docs" / "domainbed.md").read_text()
+    setup, use = (
+        re.search(rf"```python\n({start}.*?)```", documented, re.DOTALL)[1]
+        for start in ("from nacme import Recorder", "results.update")
+    )
+    script = (Path(in_process.misc.__file__).parents[1] / "scripts" / "train.py").read_text()
+    for line, added in (("    algorithm.to(device)\n", setup), ("            results.update({\n", use)):
+        assert script.count(line) == 1
+        margin = line[: len(line) - len(line.lstrip())]
+        indented = "".join(margin + part for part in added.splitlines(keepends=True))
+        script = script.replace(line, line + indented if added is setup else indented + line)
+    stock, fork = tmp_path / "stock", tmp_path / "fork"
+    stock_train([*DEBUG, "--output_dir", str(stock)])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", *DEBUG, "--output_dir", str(fork)])
+        patch.setattr(sys, "stdout", sys.stdout)
+        patch.setattr(sys, "stderr", sys.stderr)
+        exec(compile(script, "train.py", "exec"), {"__name__": "__main__"})
+    assert unequal_keys(stock, fork) == set()
+    assert all(record["nac_me"] > 0 for record in records(fork))
+    json.dumps(records(fork), allow_nan=False)
