@@ -26,11 +26,11 @@ import pytorch_ood.detector as stock
 import torch
 from cifar_resnet import load, normalize
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchvision.datasets import MNIST
 
 from nacme.ood import NACUE, NAP, LINe, tune
+from nacme.ood.evaluation import detection_metrics
 
 BATCH = 100
 STAGES = ["layer1", "layer2", "layer3", "avgpool"]
@@ -65,16 +65,6 @@ def batches(x: Tensor, y: Tensor | None = None) -> list[Any]:
 def scores(detector: Any, x: Tensor) -> np.ndarray:
     # some of pytorch-ood's detectors build a graph, and its NACUE needs one
     return torch.cat([detector.predict(part).detach().double() for part in batches(x)]).numpy()
-
-
-def metrics(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
-    """AUROC, and the share of OOD images accepted where 95% of InD images are."""
-    truth = np.repeat([0, 1], [len(inside), len(outside)])
-    threshold = np.quantile(inside, 0.95)
-    return {
-        "auroc": float(roc_auc_score(truth, np.concatenate([inside, outside]))),
-        "fpr95": float((outside <= threshold).mean()),
-    }
 
 
 def build(model: Any, x: Tensor, y: Tensor) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -151,7 +141,7 @@ def main() -> None:
         print(name, file=sys.stderr)
         inside = scores(detector, test)
         row: dict[str, Any] = {"detector": name, "settings": settings}
-        row |= {data: metrics(inside, scores(detector, x)) for data, x in outside.items()}
+        row |= {data: detection_metrics(inside, scores(detector, x)) for data, x in outside.items()}
         needs_graph = isinstance(detector, stock.NACUE)
         run = detector.predict if needs_graph else torch.no_grad()(detector.predict)
         row["forward_ms_per_image"], row["times_forward"] = cost(run, plain, test)
@@ -194,7 +184,8 @@ def table(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines += [
         "",
-        f"Images: {counts}; {result['correct']} of the first predicted right. AUROC and FPR95 in percent; "
+        f"Images: {counts}; {result['correct']} of the first predicted right. AUROC and FPR95 (InD images "
+        "flagged where 95% of OOD images are) in percent; "
         f"cost in plain forward passes, by processor time ({result['forward_ms_per_image']:.2f} ms per image, "
         f"batches of {result['batch']}). PACS without {' and '.join(sorted(SHARED))}, which CIFAR-10 has too.",
         f"{result['machine']}; {versions}; {result['date']}.",
