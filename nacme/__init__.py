@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from nacme.comparison import compare_criteria
     from nacme.correlation import rank_correlation
     from nacme.coverage import NeuronActivationCoverage
     from nacme.errors import NacmeError, NacmeWarning
-    from nacme.measurement import Measurement, measure
+    from nacme.measurement import CoverageSettings, Measurement, measure
+    from nacme.quality import selection_quality
     from nacme.recorder import Recorder
     from nacme.records import load_sweep
     from nacme.selection import select
@@ -26,20 +28,25 @@ _HOMES = {
     "NeuronActivationCoverage": "nacme.coverage",
     "measure": "nacme.measurement",
     "Measurement": "nacme.measurement",
+    "CoverageSettings": "nacme.measurement",
     "Recorder": "nacme.recorder",
     "load_sweep": "nacme.records",
     "select": "nacme.selection",
     "rank_correlation": "nacme.correlation",
+    "compare_criteria": "nacme.comparison",
+    "selection_quality": "nacme.quality",
     "NacmeError": "nacme.errors",
     "NacmeWarning": "nacme.errors",
 }
 
 __all__ = [
+    "CoverageSettings",
     "Measurement",
     "NacmeError",
     "NacmeWarning",
     "NeuronActivationCoverage",
     "Recorder",
+    "compare_criteria",
     "kl_gradients",
     "load_sweep",
     "measure",
@@ -47,6 +54,7 @@ __all__ = [
     "ood",
     "rank_correlation",
     "select",
+    "selection_quality",
 ]
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-orjson: Any
-try:
-    orjson = importlib.import_module("orjson")
-except ImportError:  # it parses four times as fast, but json does as well
-    orjson = None
+import orjson
 
 RESULTS = "results.jsonl"
 ADDED = "nac.jsonl"
@@ -147,12 +142,10 @@ def _lines(path: str, run: Run) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _parse(line: bytes) -> Any:
-    if orjson is not None:
-        try:
-            return orjson.loads(line)
-        except ValueError:  # Python writes NaN and Infinity, which strict JSON does not know
-            pass
-    return json.loads(line)
+    try:
+        return orjson.loads(line)
+    except ValueError:  # Python writes NaN and Infinity, which strict JSON does not know
+        return json.loads(line)
 
 
 class _Layout:
