@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,10 @@ from nacme.selection import select, single_env_rows
 
 Population = Literal["run", "sweep"]
 POPULATIONS: tuple[Population, ...] = ("run", "sweep")
+#: Runs above which only the judged criterion is compared with its rival.
+LARGE = 2_000
+#: How often `gather` says that it got on.
+STEPS = 6
 _WHY = re.compile("constant criterion|constant test accuracy|one checkpoint|no checkpoint")
 
 
@@ -80,7 +84,15 @@ def rival_of(criteria: Sequence[str]) -> str | None:
     return "val_acc" if "val_acc" in others else next(iter(others), None)
 
 
-def gather(df: pd.DataFrame, criteria: Sequence[str], *, include_step0: bool, n_boot: int, seed: int) -> Findings:
+def gather(
+    df: pd.DataFrame,
+    criteria: Sequence[str],
+    *,
+    include_step0: bool,
+    n_boot: int,
+    seed: int,
+    tick: Callable[[], object] = lambda: None,
+) -> Findings:
     """Compute every statistic of the report; what the computation warns of becomes a note.
 
     Parameters
@@ -93,6 +105,8 @@ def gather(df: pd.DataFrame, criteria: Sequence[str], *, include_step0: bool, n_
         Whether the untrained network counts in the correlations.
     n_boot, seed : int
         Of the bootstrap over runs.
+    tick : callable
+        Called after each of the steps, `STEPS` times at most.
 
     Returns
     -------
@@ -116,14 +130,15 @@ def gather(df: pd.DataFrame, criteria: Sequence[str], *, include_step0: bool, n_
     }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NacmeWarning)
-        picks = {per: select(df, names, per) for per in POPULATIONS}
         rival = rival_of(names)
-        quality = {
-            per: selection_quality(df, names, per, baselines=[rival] if rival else []) for per in POPULATIONS
-        }
-        ranks = {population: rank_correlation(df, names, population, **options) for population in POPULATIONS}
-        comparisons, overall = _compare(df, names, options)
-    summary = {}
+        picks, quality, ranks, summary = {}, {}, {}, {}
+        for per in POPULATIONS:
+            picks[per] = select(df, names, per)
+            quality[per] = selection_quality(df, names, per, baselines=[rival] if rival else [])
+            tick()
+            ranks[per] = rank_correlation(df, names, per, **options)
+            tick()
+        comparisons, overall = _compare(df, names, options, tick)
     for per in POPULATIONS:
         errors = picks[per].groupby("criterion")["regret"].sem()
         summary[per] = summarise_quality(quality[per])
@@ -139,6 +154,10 @@ def gather(df: pd.DataFrame, criteria: Sequence[str], *, include_step0: bool, n_
         notes.append(
             f"coverage was measured at {rows['degenerate'].count():,} checkpoints{bins}; degenerate at none"
         )
+    if runs["run"].nunique() > LARGE and rival is not None:
+        notes.append(
+            f"more than {LARGE:,} runs: only {names[0]} is compared with {rival}, with 1,000 permutations"
+        )
     notes += dict.fromkeys(str(warning.message) for warning in caught)
     for table in ranks.values():
         said = table.attrs.get("notes", [])
@@ -150,16 +169,20 @@ def gather(df: pd.DataFrame, criteria: Sequence[str], *, include_step0: bool, n_
 
 
 def _compare(
-    df: pd.DataFrame, names: list[str], options: dict[str, Any]
+    df: pd.DataFrame, names: list[str], options: dict[str, Any], tick: Callable[[], object]
 ) -> tuple[dict[Population, pd.DataFrame], pd.DataFrame | None]:
     """Compare every criterion with the rival in each test env, and the judged one over all test envs at once."""
     rival = rival_of(names)
     if rival is None:
         return {}, None
     others = [name for name in names if name != rival]
-    # Each permutation costs the square of a cell's runs across a sweep; p-values are shown to a thousandth.
-    options = {**options, "n_permutations": 10_000 if df["run"].nunique() <= 1_000 else 2_000}
-    tables = {population: compare_criteria(df, others, rival, population, **options) for population in POPULATIONS}
+    if df["run"].nunique() > LARGE:
+        # Across a sweep a permutation costs the square of a cell's runs.
+        others, options = [names[0]], {**options, "n_permutations": 1_000}
+    tables = {}
+    for population in POPULATIONS:
+        tables[population] = compare_criteria(df, others, rival, population, **options)
+        tick()
     # A run has one test env, so a mean over the runs of all test envs is that of one cell that holds them all. A
     # criterion whose values follow from which env is the test env does not survive the renaming.
     merged = df.assign(test_env=-1)

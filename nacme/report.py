@@ -23,11 +23,12 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
+from tqdm import tqdm
 
 from nacme import plots
 from nacme.criteria import default_criteria
 from nacme.errors import ConfigError
-from nacme.findings import Findings, Population, gather
+from nacme.findings import STEPS, Findings, Population, gather
 from nacme.plot_style import counted, render
 from nacme.tables import Column, Table, decimal, integer, p_value, percent, points, text, with_interval
 from nacme.verdicts import cautions, degenerate, verdicts
@@ -118,15 +119,20 @@ def write_report(
     names = list(dict.fromkeys(default_criteria(df) if criteria is None else criteria))
     if not names:
         raise ConfigError("criteria is empty; name at least one criterion")
-    findings = gather(df, names, include_step0=include_step0, n_boot=n_boot, seed=seed)
-    rows = findings.rows
-    sections = [
-        _selection(findings),
-        _ranking(findings, "run", "Ranking the checkpoints of a run"),
-        _ranking(findings, "sweep", "Ranking all checkpoints of a sweep"),
-        _scatter(findings),
-        _curves(findings),
+    lay_out: list[Callable[[Findings], Section]] = [
+        _selection,
+        partial(_ranking, population="run", title="Ranking the checkpoints of a run"),
+        partial(_ranking, population="sweep", title="Ranking all checkpoints of a sweep"),
+        _scatter,
+        _curves,
     ]
+    with tqdm(total=STEPS + len(lay_out), desc="report", disable=None, leave=False) as bar:
+        findings = gather(df, names, include_step0=include_step0, n_boot=n_boot, seed=seed, tick=bar.update)
+        sections = []
+        for lay in lay_out:
+            sections.append(lay(findings))
+            bar.update()
+    rows = findings.rows
     datasets = sorted(rows["dataset"].unique())
     page = _template().render(
         title="Checkpoint selection on "

@@ -225,6 +225,15 @@ def test_long_tables_are_cut_in_the_page_and_whole_in_the_export(
     assert len(pd.read_csv(tmp_path / "out" / "choices-run.csv")) == 96
 
 
+def test_a_large_sweep_compares_the_judged_criterion_alone(
+    small: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nacme.findings.LARGE", 4)
+    page = Page.read(write_report(small, tmp_path / "r.html", n_boot=20))
+    assert [row[1] for row in page.tables["differences-sweep"][1:]] == ["nac_me"]
+    assert "more than 4 runs: only nac_me is compared with val_acc, with 1,000 permutations" in page.text
+
+
 def test_same_sweep_same_page(small: pd.DataFrame, tmp_path: Path) -> None:
     pages = [write_report(small, tmp_path / f"{i}.html", n_boot=50).read_text() for i in range(2)]
     first, second = (re.sub(r"<dt>date</dt><dd>[^<]*</dd>", "", text) for text in pages)
