@@ -5,16 +5,20 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from domainbed_plugins import backends, score, validation_data
-from domainbed_plugins.checkpoints import load_checkpoint
+from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint
 from domainbed_plugins.train import main as train
-from nacme import load_sweep
+from nacme import load_sweep, measure
 from nacme.cli import report_errors
 from nacme.errors import ConfigError, CriterionError, LayerError, NacmeWarning, SweepError
 from nacme.measurement import CoverageSettings
@@ -103,6 +107,23 @@ def test_only_what_is_not_done_is_measured(sweep):
     assert other.measured == 6
     assert len(lines(path)) == 3
     assert all(record["nac_me_a1p0_m50_o2"] is not None for record in lines(path))
+
+
+def test_a_killed_command_is_taken_up_again(sweep):
+    command = [sys.executable, "-m", "nacme.cli", "score", str(sweep), *FLAGS]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (sweep / "a" / "nac.jsonl").exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    outcome = score.score(sweep, None, OPTIONS)
+    assert outcome.skipped >= 1
+    assert outcome.measured + outcome.skipped == 6
+    interrupted = {run: (sweep / run / "nac.jsonl").read_text() for run in ("a", "b")}
+    for run in ("a", "b"):
+        (sweep / run / "nac.jsonl").unlink()
+    score.score(sweep, None, OPTIONS)
+    assert interrupted == {run: (sweep / run / "nac.jsonl").read_text() for run in ("a", "b")}
 
 
 def test_the_other_split_other_layers_and_criteria(sweep):
@@ -335,6 +356,39 @@ def test_a_stock_sweep_of_rotated_mnist(stock_train, nacme_data, records, tmp_pa
         for in_run, post_hoc in pairs:
             assert post_hoc["nac_me"] == pytest.approx(in_run["nac_me"], abs=1e-6)
             assert post_hoc["val_loss"] == pytest.approx(in_run["val_loss"], abs=1e-6)
+
+
+@pytest.mark.domainbed
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_photographs_are_read_without_augmentation(in_process, nacme_data, tmp_path):
+    hparams = in_process.hparams_registry.default_hparams("ERM", "PACS")
+    hparams |= {"resnet18": True, "resnet50_augmix": False}
+    assert hparams["data_augmentation"]
+    torch.manual_seed(0)
+    algorithm = build_algorithm(in_process, "ERM", (3, 224, 224), 7, 3, hparams)
+    for run, env in (("a", 0), ("b", 2)):
+        args = {"dataset": "PACS", "algorithm": "ERM", "test_envs": [env], "trial_seed": 0, "seed": env}
+        args |= {"holdout_fraction": 0.02}
+        (tmp_path / run).mkdir()
+        record = {"step": 0, "args": args, "hparams": hparams}
+        (tmp_path / run / "results.jsonl").write_text(json.dumps(record) + "\n")
+        torch.save({"model_dict": algorithm.state_dict()}, tmp_path / run / "model.pkl")
+    options = score.ScoreOptions(CoverageSettings(1.0, 50, 2, correct_only=False))
+    assert score.score(tmp_path, str(nacme_data), options).measured == 2
+
+    dataset = in_process.datasets.PACS(str(nacme_data), [0], {**hparams, "data_augmentation": False})
+    splits = [
+        in_process.misc.split_dataset(env, int(len(env) * 0.02), in_process.misc.seed_hash(0, index))[0]
+        for index, env in enumerate(dataset)
+        if index != 0
+    ]
+    loader = DataLoader(ConcatDataset(splits), batch_size=64)
+    expected = measure(algorithm, loader, None, 1.0, 50, 2, correct_only=False)
+    (post_hoc,) = lines(tmp_path / "a" / "nac.jsonl")
+    assert post_hoc["nac_me"] == pytest.approx(expected.nac_me, abs=1e-6)
+    assert post_hoc["nac"]["num_samples"] == sum(map(len, splits)) > 100
 
 
 def test_an_unknown_layer_is_told_before_training(tmp_path):
