@@ -42,7 +42,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         If the file is truncated, asks for anything but tensors and numbers, or is no checkpoint of DomainBed.
     """
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+        with _allowing_numbers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -173,6 +173,19 @@ def without_pretrained_weights() -> Iterator[None]:
     finally:
         for module, name, original in patched:
             setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def _allowing_numbers() -> Iterator[None]:
+    """Let torch read numpy's scalars, by stand-ins that make plain numbers."""
+    # torch 2.4 has no context manager for this
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(_NUMPY_SCALARS)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
 
 
 class _Dtype:

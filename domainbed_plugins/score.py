@@ -83,6 +83,8 @@ class Outcome:
         Largest difference of a split's accuracy from the one that training recorded.
     apart : int
         Checkpoints where it is above `ACCURACY_GAP`.
+    hidden : int
+        Checkpoints of which training recorded coverage with other settings.
     """
 
     measured: int = 0
@@ -91,6 +93,7 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     accuracy_gap: float = 0.0
     apart: int = 0
+    hidden: int = 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -285,6 +288,9 @@ class _Scorer:
         outcome.degenerate += record["nac"]["degenerate"]
         outcome.accuracy_gap = max(outcome.accuracy_gap, *gaps)
         outcome.apart += max(gaps) > ACCURACY_GAP
+        in_run = job.recorded.get("nac") or {}
+        settings = ("alpha", "bins", "fill", "correct_only", "split", "layers")
+        outcome.hidden += any(in_run.get(key, record["nac"][key]) != record["nac"][key] for key in settings)
         return record
 
     def _open(self, job: Job) -> tuple[Testbed, ValidationData]:
@@ -345,6 +351,13 @@ def _report(outcome: Outcome) -> None:
             f"at {outcome.apart} of {outcome.measured} checkpoints validation accuracies differ from the recorded "
             f"ones, by up to {100 * outcome.accuracy_gap:.1f} points: expected where training augmented its "
             "validation images or predicting draws random numbers; else check --data_dir",
+            NacmeWarning,
+            stacklevel=2,
+        )
+    if outcome.hidden:
+        warnings.warn(
+            f"training recorded coverage of {outcome.hidden} of these checkpoints with other settings: its nac_me "
+            f"stands in {RESULTS} and goes before the one measured now; --nac_grid gives keys of their own",
             NacmeWarning,
             stacklevel=2,
         )

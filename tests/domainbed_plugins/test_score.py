@@ -130,13 +130,16 @@ def test_the_other_split_other_layers_and_criteria(sweep):
     options = score.ScoreOptions(
         SETTINGS, layers=["featurizer.norm2"], split="in", criteria=["ece"], target_unlabeled=False
     )
-    score.score(sweep / "a", None, options)
+    outcome = score.score(sweep / "a", None, options)
     record = lines(sweep / "a" / "nac.jsonl")[-1]
     assert record.keys() == {"step", "nac", "nac_me", "val_loss", "ece"}
     assert record["nac"]["split"] == "in"
     assert record["nac"]["layers"] == ["featurizer.norm2"]
     in_run = lines(sweep / "a" / "results.jsonl")[-1]
     assert record["val_loss"] == pytest.approx(in_run["val_loss"])
+    assert (outcome.hidden, outcome.apart) == (3, 0)
+    with pytest.warns(NacmeWarning, match="3 of these checkpoints with other settings"):
+        score._report(outcome)
     assert record["nac"]["num_samples"] > 3 * in_run["nac"]["num_samples"]
     score.score(sweep / "a", None, score.ScoreOptions(SETTINGS, target_unlabeled=True))
     assert "atc" in lines(sweep / "a" / "nac.jsonl")[-1]
@@ -239,10 +242,12 @@ def test_user_mistakes(sweep, tmp_path):
 
 
 def test_numbers_of_numpy_are_read(tmp_path):
+    before = torch.serialization.get_safe_globals()
     hparams = {"lr": np.float64(1e-3), "batch_size": np.int64(8), "flip": np.bool_(True), "p": np.float32(0.5)}
     torch.save({"model_dict": {}, "model_hparams": hparams}, tmp_path / "model.pkl")
     read = load_checkpoint(tmp_path / "model.pkl")["model_hparams"]
     assert read == {"lr": 1e-3, "batch_size": 8, "flip": True, "p": 0.5}
+    assert torch.serialization.get_safe_globals() == before
     torch.save({"model_dict": {}, "array": np.array([object()])}, tmp_path / "objects.pkl")
     with pytest.raises(Exception, match="nothing of it was executed"):
         load_checkpoint(tmp_path / "objects.pkl")
