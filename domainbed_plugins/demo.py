@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import warnings
 from pathlib import Path
 
 import pandas as pd
 
-from domainbed_plugins.launchers import Progress, run_local
-from domainbed_plugins.sweep import SweepSpec, make_jobs
-from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeError
-from nacme.measurement import CoverageSettings
+from domainbed_plugins.spec_file import load_spec
+from domainbed_plugins.sweep_commands import run_sweep
+from nacme.errors import ConfigError, DegenerateCoverageWarning
 
-SPEC = SweepSpec(datasets=["RotatedDigits"], algorithms=["ERM", "CORAL"], hparams_seeds=range(4))
-QUICK = SweepSpec(
-    datasets=["RotatedDigits"],
-    algorithms=["ERM", "CORAL"],
-    test_envs=[[0], [5]],
-    hparams_seeds=range(2),
-    steps=151,
-    checkpoint_freq=15,
-)
-#: The authors' alpha of 0.1 and count of 500 are made for larger features and data: here every state would fall in
-#: one bin. alpha = 1 is the smallest power of ten that spreads the states; 0.08 is 500 of PACS's 6,000 images.
-SETTINGS = CoverageSettings(alpha=1.0, bins=50, fill=0.08)
 CRITERIA = ("nac_me", "val_acc", "val_loss", "last")
 
 
@@ -52,32 +37,8 @@ def run(out: Path, quick: bool = False) -> None:
         sweep.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error.strerror}; choose another") from error
-    _train(sweep, QUICK if quick else SPEC)
+    run_sweep(load_spec("demo_quick" if quick else "demo"), sweep)
     _study(sweep, out / ("report_quick.html" if quick else "report.html"))
-
-
-def _train(sweep: Path, spec: SweepSpec) -> None:
-    from tqdm import tqdm
-
-    jobs = make_jobs(spec, sweep, data_dir=None)
-    waiting = sum(job.state != "done" for job in jobs)
-    print(
-        f"{len(jobs)} runs, {len(jobs) - waiting} done already; records go to {sweep}",
-        file=sys.stderr,
-        flush=True,
-    )
-    # disable=None: a bar on a terminal, quiet in a pipe
-    form = "{percentage:3.0f}%|{bar:24}| {elapsed} elapsed, {remaining} left{postfix}"
-    with tqdm(total=1.0, disable=None, bar_format=form, file=sys.stderr) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.set_postfix_str(f"{progress.finished}/{progress.total} runs; {'; '.join(progress.running)}")
-            bar.update(progress.fraction - bar.n)
-
-        failures = run_local(jobs, {"settings": SETTINGS}, processes=max(1, os.cpu_count() or 1), on_progress=show)
-    if failures:
-        job, reason = failures[0]
-        raise NacmeError(f"{len(failures)} of {len(jobs)} runs failed; {job} ({job.output_dir}): {reason}")
 
 
 def _study(sweep: Path, report: Path) -> None:

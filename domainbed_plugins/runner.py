@@ -11,7 +11,7 @@ import json
 import platform
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ import torchvision
 import nacme
 from domainbed_plugins import run_files
 from domainbed_plugins.backends import Testbed
+from domainbed_plugins.keep import check_keep
 from domainbed_plugins.train import parse_hparams
 from domainbed_plugins.training import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
 from domainbed_plugins.training import Training, check_same
@@ -53,6 +54,8 @@ class TrainOptions:
         draws other random numbers than DomainBed does.
     n_workers : int or "auto", optional
         Workers of each loader; ``"auto"`` shares out the machine's cores. None: the data set's.
+    keep : sequence of str
+        Which saved checkpoints stay on disk: see `domainbed_plugins.keep`. None given: all that are saved.
     on_step : callable, optional
         Called after each step with ``(step, n_steps)``.
     """
@@ -65,6 +68,7 @@ class TrainOptions:
     target_unlabeled: bool = False
     eval_splits: str = "all"
     n_workers: int | str | None = None
+    keep: Sequence[str] = ()
     on_step: Callable[[int, int], None] | None = None
 
 
@@ -113,6 +117,8 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
     """
     args, options = dict(args), options or TrainOptions()
     check_names(testbed, args)
+    check_keep(options.keep, skip_model_save=args["skip_model_save"])
+    args["save_model_every_checkpoint"] = args["save_model_every_checkpoint"] or bool(options.keep)
     hparams = make_hparams(testbed, args)
     output = Path(args["output_dir"])
     if (output / run_files.DONE).exists():

@@ -12,18 +12,46 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from domainbed_plugins import backends
 from domainbed_plugins.train import STOCK_FLAGS
 from nacme.errors import ConfigError
 
+if TYPE_CHECKING:
+    from nacme.measurement import CoverageSettings
+
 State = Literal["not launched", "incomplete", "done"]
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a run asks of Slurm; None: the cluster's default.
+
+    Attributes
+    ----------
+    partition, account : str, optional
+    time : str, optional
+        Such as ``"24:00:00"``. A run that needs longer is queued again and goes on.
+    gpus, cpus : int
+    mem : str, optional
+        Such as ``"16G"``.
+    parallel : int
+        How many runs at a time.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    gpus: int = 0
+    cpus: int = 1
+    mem: str | None = None
+    parallel: int = 100
+
+
+@dataclass(frozen=True)
 class SweepSpec:
-    """The runs of a sweep, as the product of what varies.
+    """The runs of a sweep, as the product of what varies, and how each is trained.
 
     Attributes
     ----------
@@ -36,6 +64,13 @@ class SweepSpec:
         None: the data set's.
     hparams : mapping
         Overrides what is drawn.
+    settings, grid, layers, split, eval_splits, n_workers
+        See `domainbed_plugins.runner.TrainOptions`.
+    keep : sequence of str
+        Checkpoints that stay on disk: ``"all"``, or some of ``"last"`` and ``"best:CRITERION"``. None given: the
+        last model, as DomainBed does.
+    resources : Resources
+        For Slurm.
     """
 
     datasets: Sequence[str]
@@ -46,6 +81,20 @@ class SweepSpec:
     steps: int | None = None
     checkpoint_freq: int | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
+    settings: CoverageSettings | None = None
+    grid: tuple[CoverageSettings, ...] = ()
+    layers: list[str] | None = None
+    split: str = "out"
+    eval_splits: str = "all"
+    n_workers: int | str | None = None
+    keep: Sequence[str] = ()
+    resources: Resources = Resources()
+
+    def train_options(self) -> dict[str, Any]:
+        """Fields of `domainbed_plugins.runner.TrainOptions`."""
+        given = {"settings": self.settings} if self.settings else {}
+        names = ("grid", "layers", "split", "eval_splits", "n_workers", "keep")
+        return {**given, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -71,6 +120,11 @@ class Job:
         if (self.output_dir / "done").exists():
             return "done"
         return "incomplete" if self.output_dir.exists() else "not launched"
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return self.output_dir.name
 
     def __str__(self) -> str:
         a = self.args
@@ -101,11 +155,14 @@ def make_jobs(spec: SweepSpec, output_dir: Path, data_dir: str | None, domainbed
     Raises
     ------
     ConfigError
-        If a data set's testbed cannot be found, or ``test_envs`` is none of the known forms.
+        If a testbed cannot be found or does not know a data set or algorithm, or ``test_envs`` does not fit it.
     """
+    from domainbed_plugins.runner import check_names
+
     jobs = []
     for trial_seed, dataset, algorithm in itertools.product(spec.trial_seeds, spec.datasets, spec.algorithms):
         testbed = backends.find(dataset, domainbed)
+        check_names(testbed, {"dataset": dataset, "algorithm": algorithm, "test_envs": []})
         combinations = _test_envs(spec.test_envs, testbed.datasets.num_environments(dataset))
         for test_envs, hparams_seed in itertools.product(combinations, spec.hparams_seeds):
             varied: dict[str, Any] = {
@@ -128,7 +185,10 @@ def make_jobs(spec: SweepSpec, output_dir: Path, data_dir: str | None, domainbed
             name = hashlib.md5(json.dumps(varied, sort_keys=True).encode()).hexdigest()
             defaults = {flag: options.get("default") for flag, options in STOCK_FLAGS.items()}
             switches = {flag: False for flag, options in STOCK_FLAGS.items() if "action" in options}
-            jobs.append(Job({**defaults, **switches, **varied, "output_dir": str(Path(output_dir) / name)}))
+            switches["save_model_every_checkpoint"] = bool(spec.keep)
+            args = {**defaults, **switches, **varied, "output_dir": str(Path(output_dir) / name)}
+            check_names(testbed, args)
+            jobs.append(Job(args))
     return jobs
 
 

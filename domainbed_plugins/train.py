@@ -73,7 +73,14 @@ def parser() -> argparse.ArgumentParser:
         type=worker_count,
         default=None,
         help="workers per loader, or 'auto' for this machine's; default: DomainBed's, since the count decides "
-        "which augmentations are drawn",
+        "which samples and augmentations are drawn",
+    )
+    running.add_argument(
+        "--keep",
+        nargs="+",
+        default=(),
+        metavar="WHAT",
+        help="save every checkpoint, but keep only these: best:nac_me best:val_acc last, or all",
     )
     running.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
     return result
@@ -175,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         target_unlabeled=flags.target_unlabeled,
         eval_splits=flags.eval_splits,
         n_workers=flags.n_workers,
+        keep=flags.keep,
     )
     train(backends.find(args["dataset"], flags.domainbed), args, options)
 

@@ -99,6 +99,86 @@ def detect_command(context: typer.Context) -> None:
     detect.main(context.args)
 
 
+sweep_app = typer.Typer(help="Train the runs of a sweep, and see how far they are.", no_args_is_help=True)
+app.add_typer(sweep_app, name="sweep")
+
+
+class Launcher(str, Enum):
+    """Where the runs of a sweep are trained."""
+
+    local = "local"
+    slurm = "slurm"
+    debug = "debug"
+
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of a shipped one: demo.")]
+SweepOutput = Annotated[
+    Path, typer.Option("--output_dir", help="Of the sweep: a directory for each run goes there.")
+]
+DataDir = Annotated[str | None, typer.Option("--data_dir", help="Where DomainBed's data sets are.")]
+DomainBedRoot = Annotated[
+    str | None, typer.Option("--domainbed", metavar="PATH", help="A DomainBed clone; default: DOMAINBED_ROOT.")
+]
+
+
+@sweep_app.command("run")
+def sweep_run_command(
+    spec: Spec,
+    output_dir: SweepOutput,
+    data_dir: DataDir = None,
+    launcher: Annotated[Launcher, typer.Option(help="debug: one after another in this process.")] = Launcher.local,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, or core.")] = None,
+    wait: Annotated[bool, typer.Option(help="With Slurm: follow the jobs until they end.")] = True,
+    domainbed: DomainBedRoot = None,
+) -> None:
+    """Train what is missing; running it again continues."""
+    from domainbed_plugins import sweep_commands
+
+    sweep_commands.run_command(spec, output_dir, data_dir, domainbed, launcher.value, jobs, wait)
+
+
+@sweep_app.command("plan")
+def sweep_plan_command(
+    spec: Spec,
+    output_dir: Annotated[Path | None, typer.Option("--output_dir", help="To count what is done already.")] = None,
+    data_dir: DataDir = None,
+    domainbed: DomainBedRoot = None,
+    form: Annotated[Format, typer.Option("--format", help="How the result is printed.")] = Format.table,
+) -> None:
+    """Say how many runs, steps, checkpoints, bytes and hours a sweep is."""
+    from domainbed_plugins import sweep_commands
+
+    sweep_commands.plan_command(spec, output_dir, data_dir, domainbed, form.value)
+
+
+@sweep_app.command("status")
+def sweep_status_command(
+    spec: Spec,
+    output_dir: SweepOutput,
+    data_dir: DataDir = None,
+    domainbed: DomainBedRoot = None,
+    form: Annotated[Format, typer.Option("--format", help="How the result is printed.")] = Format.table,
+) -> None:
+    """Tell which runs are not launched, queued, running, interrupted, failed or done."""
+    from domainbed_plugins import sweep_commands
+
+    sweep_commands.status_command(spec, output_dir, data_dir, domainbed, form.value)
+
+
+@sweep_app.command("delete")
+def sweep_delete_command(
+    spec: Spec,
+    output_dir: SweepOutput,
+    data_dir: DataDir = None,
+    domainbed: DomainBedRoot = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete the directories of failed and interrupted runs; what is done or running stays."""
+    from domainbed_plugins import sweep_commands
+
+    sweep_commands.delete_command(spec, output_dir, data_dir, domainbed, yes)
+
+
 SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep directory, or a single run's.")]
 CriterionNames = Annotated[
     list[str] | None,

@@ -83,6 +83,7 @@ def test_domainbeds_algorithms_resume(algorithm, domainbed, train_run, crash, re
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.data
 @pytest.mark.domainbed
 @pytest.mark.filterwarnings("ignore")
@@ -94,11 +95,12 @@ def test_rotated_mnist_resumes(
 ):
     flags = ["--dataset", "RotatedMNIST", "--data_dir", str(nacme_data / "mnist10k"), "--algorithm", algorithm]
     flags += ["--hparams", '{"batch_size": 16, "linear_steps": 2}', "--steps", "6", "--checkpoint_freq", "3"]
-    train_run(tmp_path / "whole", *flags, n_workers=workers)
+    options = {"n_workers": workers, "eval_splits": "fast"}
+    train_run(tmp_path / "whole", *flags, **options)
     for after, error in ((crash, crash.error), (stop(), InterruptedRun)):
         with pytest.raises(error):
-            train_run(tmp_path / "parts", *flags, after={4: after}, n_workers=workers)
-    train_run(tmp_path / "parts", *flags, n_workers=workers)
+            train_run(tmp_path / "parts", *flags, after={4: after}, **options)
+    train_run(tmp_path / "parts", *flags, **options)
     assert read_records(tmp_path / "parts") == read_records(tmp_path / "whole")
     assert len(read_records(tmp_path / "parts")) == 3
     assert same_model(tmp_path / "parts", tmp_path / "whole")
