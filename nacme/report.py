@@ -5,14 +5,11 @@ Every statistic comes from `nacme.selection` and `nacme.correlation`; this modul
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -21,54 +18,21 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
 from nacme import plots
 from nacme.criteria import default_criteria
 from nacme.errors import ConfigError
 from nacme.findings import STEPS, Findings, Population, gather
-from nacme.plot_style import counted, render
+from nacme.page import Section, draw_panels, export_section, write_file
+from nacme.plot_style import counted
+from nacme.report_settings import coverage_section, settings_section
 from nacme.tables import Column, Table, decimal, integer, p_value, percent, points, text, with_interval
 from nacme.verdicts import cautions, degenerate, verdicts
 
-MAX_BYTES = 900_000  # of the panels under one caption, after which no more are drawn
 MAX_ROWS = 300
-_SVG_LIMIT = 60_000  # bytes of one panel
-_SVG_BUDGET = 400_000  # bytes of the panels under one caption, if they are to be SVG
 _WITHIN = {"run": "within a run", "sweep": "across the sweep"}
 _CELL = ["dataset", "test_env"]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One image of the page, and what it shows in words."""
-
-    src: str
-    alt: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class FigureGroup:
-    """Panels under one caption, and the figure that holds them all, for export."""
-
-    name: str
-    caption: str
-    panels: Sequence[Panel]
-    whole: Callable[[], Figure]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page under one heading."""
-
-    name: str
-    title: str
-    figures: Sequence[FigureGroup] = ()
-    tables: Sequence[Table] = ()
 
 
 def write_report(
@@ -119,18 +83,21 @@ def write_report(
     names = list(dict.fromkeys(default_criteria(df) if criteria is None else criteria))
     if not names:
         raise ConfigError("criteria is empty; name at least one criterion")
-    lay_out: list[Callable[[Findings], Section]] = [
+    lay_out: list[Callable[[Findings], Section | None]] = [
         _selection,
         partial(_ranking, population="run", title="Ranking the checkpoints of a run"),
         partial(_ranking, population="sweep", title="Ranking all checkpoints of a sweep"),
         _scatter,
         _curves,
+        partial(settings_section, df=df, include_step0=include_step0),
+        coverage_section,
     ]
     with tqdm(total=STEPS + len(lay_out), desc="report", disable=None, leave=False) as bar:
         findings = gather(df, names, include_step0=include_step0, n_boot=n_boot, seed=seed, tick=bar.update)
         sections = []
         for lay in lay_out:
-            sections.append(lay(findings))
+            if (section := lay(findings)) is not None:
+                sections.append(section)
             bar.update()
     rows = findings.rows
     datasets = sorted(rows["dataset"].unique())
@@ -150,49 +117,8 @@ def write_report(
     )
     if export is not None:
         for section in sections:
-            _export(section, Path(export))
+            export_section(section, Path(export))
     return write_file(Path(path), page.encode())
-
-
-def write_file(path: Path, content: bytes) -> Path:
-    """Write a file at once or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        Where to; its directory is made if need be.
-    content : bytes
-        What.
-
-    Returns
-    -------
-    Path
-        The path.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be written.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _template() -> jinja2.Template:
@@ -234,7 +160,7 @@ def _selection(findings: Findings) -> Section:
         picks.assign(dataset=picks["dataset"] + f", {_WITHIN[per]}") for per, picks in findings.picks.items()
     ]
     order = [str(name) for name in pd.concat(labelled).groupby("criterion")["regret"].mean().sort_values().index]
-    figure = _figures(
+    figure = draw_panels(
         "regret",
         "Regret: the best test accuracy among the candidates minus that of the choice. Within a run, a choice is "
         "made in each run (stopping time); across the sweep, in each test env and trial among all checkpoints of "
@@ -327,7 +253,7 @@ def _ranking(findings: Findings, population: Population, title: str) -> Section:
         else "Kendall tau-b between criterion and test accuracy over all checkpoints of all runs"
     )
     cells = [(cell, _forest_words(cell)) for _, cell in table.groupby([*_CELL, "algorithm"], sort=True)]
-    figure = _figures(
+    figure = draw_panels(
         f"correlation-{population}",
         f"{what}, with 95% intervals from resampling runs. Criteria are turned so that higher is better: right "
         "of zero, the criterion ranks as it should."
@@ -381,7 +307,7 @@ def _scatter(findings: Findings) -> Section:
             for (dataset, env), cell in findings.rows.groupby(_CELL, sort=True)
         ]
         figures.append(
-            _figures(
+            draw_panels(
                 "scatter-" + re.sub(r"\W+", "-", name).strip("-"),
                 f"{name} against test accuracy; a point is a checkpoint (step 0 included), darker is "
                 "earlier in training.",
@@ -403,7 +329,7 @@ def _curves(findings: Findings) -> Section:
             f"{counted(cell['run'].nunique(), 'run')}, with the step that each criterion picks in each."
         )
         cells.append((cell, alt))
-    figure = _figures(
+    figure = draw_panels(
         "curves",
         "Test (solid) and validation accuracy (dashed) of up to 3 runs per test env: those with the highest, the "
         "median and the lowest peak. Below, the step that each criterion picks in each run.",
@@ -412,39 +338,6 @@ def _curves(findings: Findings) -> Section:
         lambda: plots.training_curves(findings.rows, picks),
     )
     return Section("training", "Training, and where each criterion stops it", [figure])
-
-
-def _figures(
-    name: str,
-    caption: str,
-    cells: Sequence[tuple[pd.DataFrame, str]],
-    draw: Callable[[pd.DataFrame], Figure],
-    whole: Callable[[], Figure],
-) -> FigureGroup:
-    """Draw a panel per cell, so that the page can set them side by side or one below the other."""
-    svg_limit = min(_SVG_LIMIT, _SVG_BUDGET / len(cells))
-    panels: list[Panel] = []
-    for cell, alt in cells:
-        if sum(len(panel.src) for panel in panels) > MAX_BYTES:
-            caption += f" The first {len(panels)} of {len(cells)} panels; --export writes all."
-            break
-        panels.append(_panel(draw(cell), alt, svg_limit))
-    return FigureGroup(name, caption, panels, whole)
-
-
-def _panel(figure: Figure, alt: str, svg_limit: float) -> Panel:
-    """Encode a figure as SVG, or, where that takes more bytes than allowed, as PNG at twice the screen's dots."""
-    content, kind = render(figure, "svg"), "image/svg+xml"
-    if len(content) > svg_limit:
-        # 128 colours are enough for a panel and take a third of the bytes.
-        drawn = (
-            Image.open(io.BytesIO(render(figure, "png"))).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        )
-        stream = io.BytesIO()
-        drawn.save(stream, "png", optimize=True)
-        content, kind = stream.getvalue(), "image/png"
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return Panel(f"data:{kind};base64,{base64.b64encode(content).decode()}", alt, width, height)
 
 
 def _regret_words(picks: pd.DataFrame) -> str:
@@ -473,14 +366,3 @@ def _scatter_words(findings: Findings, name: str, dataset: object, env: object) 
             value = "undefined" if pd.isna(row["kendall_tau"]) else f"{row['kendall_tau']:.2f}"
             said.append(f"{value} {_WITHIN[population]}")
     return f"{name} against test accuracy, {dataset} test env {env}. Kendall tau: {', '.join(said)}."
-
-
-def _export(section: Section, directory: Path) -> None:
-    """Write a section's figures as PNG and PDF and its tables as CSV and LaTeX."""
-    for group in section.figures:
-        figure = group.whole()
-        for kind in ("png", "pdf"):
-            write_file(directory / f"{group.name}.{kind}", render(figure, kind))
-    for table in section.tables:
-        write_file(directory / f"{table.name}.csv", table.to_csv())
-        write_file(directory / f"{table.name}.tex", table.to_latex())

@@ -113,6 +113,8 @@ def sensitivity(df: pd.DataFrame, population: Per = "run", include_step0: bool =
     CriterionError
         If the records hold no grid.
     """
+    import pandas as pd
+
     settings = grid_settings(df)
     if not settings:
         where = df.attrs.get("path", "the sweep")
@@ -124,7 +126,7 @@ def sensitivity(df: pd.DataFrame, population: Per = "run", include_step0: bool =
     for name in SETTINGS:
         # objects: a fill of 1 is a count and one of 1.0 the whole
         values = {setting.key: getattr(setting, name) for setting in settings}
-        table[name] = table["key"].map(values.get).astype(object)
+        table[name] = pd.Series([values[key] for key in table["key"]], dtype=object, index=table.index)
     result: pd.DataFrame = table[["dataset", "test_env", "key", *SETTINGS, "n_runs", "kendall_tau", "regret"]]
     return result
 

@@ -217,7 +217,7 @@ def test_long_tables_are_cut_in_the_page_and_whole_in_the_export(
     df: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nacme.report.MAX_ROWS", 10)
-    monkeypatch.setattr("nacme.report.MAX_BYTES", 20_000)
+    monkeypatch.setattr("nacme.page.MAX_BYTES", 20_000)
     page = Page.read(write_report(df, tmp_path / "r.html", export=tmp_path / "out", n_boot=20))
     assert len(page.tables["choices-run"]) == 11
     assert "The first 10 of 96 rows; --export writes all." in page.text

@@ -87,6 +87,7 @@ def test_table_equals_scipy_and_regret_by_hand():
         assert table.loc[(env, GOOD), "regret"] == pytest.approx(0.0)
     assert table.loc[(0, GOOD), "alpha"] == 1.0
     assert table.loc[(0, BAD), "fill"] == 0.08
+    assert str(table.loc[(0, GOOD), "fill"]) == "500"
 
 
 def test_nested_choice_does_not_look_at_the_env_it_is_judged_on():
