@@ -115,7 +115,7 @@ class CoverageCounter:
     coverage: dict[str, NeuronActivationCoverage] = field(default_factory=dict)
     alpha: dict[str, float] = field(default_factory=dict)
     _kept: dict[str, list[Tensor]] = field(default_factory=dict)
-    _num_nan: Tensor | int = 0
+    _found_nan: Tensor | bool = False
 
     def update(self, reading: Reading, correct: Tensor) -> None:
         """Count a batch.
@@ -134,12 +134,13 @@ class CoverageCounter:
                 product = (
                     activation if self.settings.quantity == "activation" else reading.gradients[name]
                 ).float()
-            self._num_nan = self._num_nan + product.isnan().sum()
+            # the largest of numbers among which there is NaN is NaN
+            self._found_nan = product.amax(dim=1).isnan().any() | self._found_nan
             if self.settings.correct_only:
                 # NaN falls in no bin; indexing would make the host wait for the device
                 product = product.masked_fill(~correct.unsqueeze(1), math.nan)
             if self.settings.alpha == "auto":
-                self._kept.setdefault(name, []).append(product.cpu())
+                self._kept.setdefault(name, []).append(product)
             else:
                 self.alpha[name] = float(self.settings.alpha)
                 self._count(name, product)
@@ -157,7 +158,7 @@ class CoverageCounter:
 
     def per_layer(self, fill: int | float | None = None) -> dict[str, float]:
         """NAC-ME by layer name, on request with another ``O``; NaN where activations or gradients were NaN."""
-        if int(self._num_nan):
+        if bool(self._found_nan):
             return dict.fromkeys(self.coverage, math.nan)
         return {name: float(metric.per_neuron(fill).mean()) for name, metric in self.coverage.items()}
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from nacme import NeuronActivationCoverage
-from nacme.coverage import bin_edges, count_states
+from nacme.coverage import bin_edges, bin_indices, count_states
 from nacme.errors import ConfigError
 
 
@@ -73,6 +73,28 @@ def test_counts_equal_the_definition(bins, neurons, samples, spacing, seed):
     states = torch.rand(samples, neurons, generator=torch.Generator().manual_seed(seed)) * 1.4 - 0.2
     edges = bin_edges(bins, spacing)
     assert torch.equal(count_states(states, edges), brute_force_counts(states, edges))
+    assert torch.equal(count_states(states, edges, spacing), brute_force_counts(states, edges))
+
+
+@pytest.mark.parametrize("bins", [2, 3, 9, 50, 999, 1000, 2**15, 2**15 + 1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_equal_bins_are_found_exactly_at_edges_and_their_neighbours(bins, dtype):
+    edges = bin_edges(bins)
+    odd = torch.tensor([-0.1, -0.0, 0.0, 1.0, 1.2, math.nan, math.inf, -math.inf, 1e-45, -1e-45, 3e38, -3e38])
+    exact = edges.to(dtype)
+    neighbours = [exact, torch.nextafter(exact, exact + 1), torch.nextafter(exact, exact - 1)]
+    random = torch.rand(10_000, generator=torch.Generator().manual_seed(bins)) * 1.4 - 0.2
+    states = torch.cat([odd.to(dtype), *neighbours, random.to(dtype)]).unsqueeze(0)
+    found = bin_indices(states, edges, "linear")
+    assert torch.equal(found, bin_indices(states, edges))
+
+
+def test_a_row_counts_unless_it_is_nan_throughout():
+    states = torch.full((4, 3), math.nan)
+    states[1] = -math.inf
+    states[2, 1] = 0.5
+    states[3] = math.inf
+    assert covered(states, 5, 1).num_samples == 3
 
 
 def test_halves_merged_equal_the_whole():
