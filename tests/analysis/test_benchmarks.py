@@ -1,0 +1,120 @@
+"""The benchmark: what it compares computes the same, its clock is fair, and counting keeps its bounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nacme import measure
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from analysis.benchmarks import kernel, recipes, results, timing, workloads  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return workloads.Algorithm(workloads.MNISTCNN(10)).eval()
+
+
+@pytest.fixture(scope="module")
+def data(network):
+    workload = workloads.Workload("MNIST_CNN", (2, 28, 28), 10, "network.avgpool", (), batch=16, batches=2)
+    return workload.data(network, CPU)
+
+
+@pytest.mark.parametrize("layers", [("network.avgpool",), ("network.bn1", "network.bn2", "network.bn3")])
+def test_the_recipe_is_the_authors_and_finds_what_measure_finds(network, data, layers):
+    sizes = recipes.layer_sizes(network, layers, data[0][0])
+    assert set(sizes.values()) == {128}
+    ours = measure(network, data, layers, alpha=1000.0, bins=20, fill=3)
+    assert ours.occupied_bins > 3
+    recipe = recipes.authors_pass(network, data, sizes, 20, 3, 1000.0, CPU)
+    assert recipe == pytest.approx(ours.per_layer, abs=1e-3)
+    theirs = recipes.authors_code()
+    if theirs is not None:
+        code = recipes.authors_code_pass(theirs, network, data, sizes, 20, 3, 1000.0, CPU)
+        assert code == pytest.approx(recipe, abs=1e-6)
+
+
+def test_most_samples_are_classified_correctly(network, data):
+    found = recipes.accuracy(network, data, None, CPU)
+    assert 0.5 < found < 1
+    assert recipes.domainbed_accuracy()[0](network, data, None, CPU) == found
+    assert measure(network, data, alpha=1000.0).accuracy == found
+
+
+def test_order_alternates_and_warm_up_does_not_count():
+    order = []
+    times = timing.side_by_side({name: lambda name=name: order.append(name) for name in "abc"}, CPU, repeats=3)
+    assert "".join(order) == "abccbaabccba"
+    assert {name: len(taken) for name, taken in times.wall.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_ratios_are_taken_round_by_round():
+    times = timing.Times({"a": [1.0, 2.0, 9.0], "b": [2.0, 2.0, 3.0], "c": [1.0, 2.0, 3.0]}, {})
+    assert times.ratio(("a",), ("b",), "wall") == timing.Spread(1.0, 0.5, 3.0)
+    assert times.ratio(("a", "b"), ("c",), "wall") == timing.Spread(3.0, 2.0, 4.0)
+    assert times.ratio(("a",), ("b",), "processor") is None
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def three_at_most_two_at_once():
+        first = torch.zeros(2**20)
+        second = torch.zeros(2**20)
+        del first
+        return second + torch.zeros(1)
+
+    assert kernel.peak_extra_bytes(three_at_most_two_at_once, CPU) == pytest.approx(2 * 2**22, abs=1000)
+
+
+@pytest.mark.parametrize("bins", [50, 1000])
+def test_counting_is_fast_and_takes_little_memory(bins):
+    figures = kernel.measure_kernel(bins, CPU, repeats=2, calls=5)
+    assert figures.extra_bytes < figures.allowed_bytes < figures.authors_extra_bytes
+    assert figures.times_faster.median > 5  # a fraction of what is measured on a quiet machine
+
+
+def test_a_target_that_is_missed_is_reported_as_missed():
+    taken = {"accuracy": [1.0, 1.0], "nac": [1.2, 1.2], "authors": [2.0, 2.0]}
+    figures = results.PassFigures("ResNet-50", "penultimate", 50, 8, timing.Times(taken, taken), 0.0)
+    startup = {name: [0.4] for name in ("import torch", "import nacme", "nacme --help")}
+    found = results.Results({"threads": 1}, {"cpu": [figures]}, {"cpu": []}, timing.Times(startup, startup))
+    met = {name: met for name, _, _, met in results.targets(found)}
+    assert met == {
+        "ResNet-50: NAC at most 1.03 times the accuracy pass": False,
+        "penultimate: at least 2.0 times faster than accuracy and the authors' recipe": True,
+        "`import nacme` below 1.3 times `import torch`": True,
+        "`nacme --help` below 0.5 s of processor time": True,
+    }
+    page = results.markdown(found)
+    assert (
+        "| ResNet-50: NAC at most 1.03 times the accuracy pass | cpu | 1.200 (1.200 to 1.200) | **no** |" in page
+    )
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_files(tmp_path):
+    command = [sys.executable, "-m", "analysis.benchmarks", "--quick", "--threads", "1", "--out", str(tmp_path)]
+    without = {key: value for key, value in os.environ.items() if key != "OOD_COVERAGE_ROOT"}
+    subprocess.run(command, cwd=ROOT, check=True, env=without, stdout=subprocess.PIPE)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {"date", "processor", "cores", "torch", "threads"} <= found["setting"].keys()
+    assert [(p["model"], p["layers"], p["bins"]) for p in found["passes"]["cpu"]] == [
+        ("MNIST_CNN", "penultimate", 50),
+        ("MNIST_CNN", "four stages", 50),
+    ]
+    assert all(p["difference"] < 1e-3 for p in found["passes"]["cpu"])
+    page = (tmp_path / "results.md").read_text()
+    assert "| MNIST_CNN | penultimate | 50 | 384 |" in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
