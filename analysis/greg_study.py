@@ -1,6 +1,6 @@
 """Does GReg notice outliers that it was not trained on, and what does it cost in accuracy?
 
-    python analysis/greg_study.py --out DIR [--dataset RotatedDigits] [--data_dir DIR] [--steps N] [--batch_size N]
+    python analysis/greg_study.py --out DIR [--dataset RotatedDigits] [--data_dir DIR] [--steps N] [--hparams JSON]
 
 Trains ERM and GReg alike, seed after seed, and measures the energy score of each against outliers: of the kind
 that GReg was trained on (shuffled patches), of kinds that it never saw (Gaussian noise on the images; pieces of
@@ -60,9 +60,8 @@ def photographs(count: int, shape: tuple[int, ...], generator: np.random.Generat
 def trained(algorithm: str, seed: int, args: argparse.Namespace) -> Path:
     """Train one run, unless it is there."""
     run = Path(args.out) / f"{args.dataset}_{algorithm}_{seed}"
-    hparams = {"batch_size": args.batch_size} if args.batch_size else {}
     flags = ["--dataset", args.dataset, "--algorithm", algorithm, "--test_envs", str(args.test_env)]
-    flags += ["--trial_seed", str(seed), "--seed", str(seed), "--hparams", json.dumps(hparams)]
+    flags += ["--trial_seed", str(seed), "--seed", str(seed), "--hparams", args.hparams]
     flags += ["--steps", str(args.steps), "--checkpoint_freq", str(args.steps), "--output_dir", str(run)]
     flags += [
         "--n_workers",
@@ -138,8 +137,9 @@ def table(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     lines += [
         "",
-        f"{args.dataset}, test env {args.test_env}, {args.seeds} seeds, {args.steps} steps, batch size "
-        f"{args.batch_size or 'of the registry'} per env; in percent, mean ± standard deviation over seeds.",
+        f"{args.dataset}, test env {args.test_env}, {args.seeds} seeds, {args.steps} steps, default "
+        f"hyper-parameters{f' but {args.hparams}' if args.hparams != '{}' else ''}; in percent, mean ± standard "
+        "deviation over seeds.",
         f"{machine}; {versions}; {datetime.date.today().isoformat()}.",
     ]
     return "\n".join(lines)
@@ -153,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--test_env", type=int, default=0)
     result.add_argument("--seeds", type=int, default=3, help="at least 2")
     result.add_argument("--steps", type=int, default=300)
-    result.add_argument("--batch_size", type=int)
+    result.add_argument("--hparams", default="{}", help="hyper-parameters of both that override the registry's")
     return result
 
 
