@@ -85,8 +85,6 @@ def kept_steps(records: Iterable[Mapping[str, Any]], keep: Sequence[str]) -> set
         Their steps.
     """
     records = list(records)
-    if "all" in keep:
-        return {record["step"] for record in records}
     chosen = {records[-1]["step"]} if records and "last" in keep else set()
     for what in keep:
         if not what.startswith(_BEST):
@@ -116,6 +114,33 @@ def _value(record: Mapping[str, Any], name: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """Read a run's records in order, each with what ``nacme score`` added.
+
+    Parameters
+    ----------
+    run : path
+
+    Returns
+    -------
+    list of dict
+    """
+    records, added = (
+        {record["step"]: record for record in map(json.loads, path.read_text().splitlines())}
+        if path.exists()
+        else {}
+        for path in (run / run_files.RESULTS, run / "nac.jsonl")
+    )
+    return [{**added.get(step, {}), **records[step]} for step in sorted(records)]
+
+
+def undefined(records: Iterable[Mapping[str, Any]], keep: Sequence[str]) -> list[str]:
+    """Name the criteria that are undefined at every checkpoint of a run, so that they choose none."""
+    names = [what[len(_BEST) :] for what in keep if what.startswith(_BEST)]
+    records = list(records)
+    return [name for name in names if all(_value(record, name) is None for record in records)]
+
+
 def leftovers(run: Path, keep: Sequence[str], *, finished: bool) -> list[Leftover]:
     """List the checkpoints of a run that nothing kept chooses.
 
@@ -131,10 +156,8 @@ def leftovers(run: Path, keep: Sequence[str], *, finished: bool) -> list[Leftove
     -------
     list of Leftover
     """
-    path = run / run_files.RESULTS
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines if line.strip()]
-    if not records:
+    records = read_records(run)
+    if not records or "all" in keep:
         return []
     wanted, last = kept_steps(records, keep), records[-1]["step"]
     model = run / "model.pkl"

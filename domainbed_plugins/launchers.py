@@ -211,7 +211,7 @@ class _Pool:
         # spawned, not forked: torch's thread pools do not survive a fork
         self._context = multiprocessing.get_context("spawn")
         count = min(processes, len(self.waiting))
-        self._threads = max(1, _cores() // max(1, processes))
+        self._threads = _threads(processes)
         self._gpus = _gpus() if count else []
         self.workers = [self._start(index) for index in range(count)]
 
@@ -316,7 +316,7 @@ def _work(
             try:
                 pipe.send((step + 1) / n_steps)
             except OSError:  # the sweep's process is gone: save the state and end
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
 
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -327,6 +327,12 @@ def _work(
 def default_processes() -> int:
     """How many runs at a time suit this machine: one for each GPU, else one for each core."""
     return len(_gpus()) or _cores()
+
+
+def _threads(processes: int) -> int:
+    """How many threads each process gets: its share of the cores, unless the user said otherwise."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() else max(1, _cores() // max(1, processes))
 
 
 def _cores() -> int:

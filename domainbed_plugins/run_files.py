@@ -173,7 +173,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     NacmeError
         If the disk is full or the file cannot be written; the old file is as it was, and no other is left.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -184,6 +184,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         # torch.save turns an OSError of its file into a RuntimeError
         temporary.unlink(missing_ok=True)
         raise _write_error(path, error) from error
+
+
+def sweep_away(directory: Path) -> None:
+    """Delete the half-written files that a killed process left."""
+    for path in directory.glob("*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _write_error(path: Path, error: BaseException) -> NacmeError:

@@ -28,7 +28,7 @@ from domainbed_plugins.keep import check_keep
 from domainbed_plugins.train import parse_hparams
 from domainbed_plugins.training import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
 from domainbed_plugins.training import Training, check_same
-from nacme.errors import ConfigError, nearest
+from nacme.errors import ConfigError, NacmeError, nearest
 from nacme.measurement import CoverageSettings
 
 
@@ -128,19 +128,34 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
     with run_files.locked(output) as lock:
         if (output / run_files.DONE).exists():  # by whoever held the lock
             return
-        state = _resumable(output, args, options)
-        (output / run_files.FAILED).unlink(missing_ok=True)
-        with _teed(testbed, output):
-            _describe(testbed, args, hparams)
-            seed_everything(args["seed"])
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.benchmark = False
-            splits = make_splits(testbed, args, hparams)
-            training = Training(testbed, args, hparams, splits, options, output, state)
-            if state:
-                run_files.rewind_records(output, state["records"], state["line"])
-                print(f"Resumed before step {training.step} of {training.n_steps}")
-            training.run(lock)
+        try:
+            with _teed(testbed, output):
+                _begin(testbed, args, hparams, options, output).run(lock)
+        except OSError as error:
+            if not run_files.is_disk_full(error):
+                raise
+            raise NacmeError(
+                f"{output}: {error.strerror}; free space, then start the run again: it continues"
+            ) from error
+
+
+def _begin(
+    testbed: Testbed, args: dict[str, Any], hparams: dict[str, Any], options: TrainOptions, output: Path
+) -> Training:
+    """Make a run ready for its first step, or for the one after its saved state."""
+    state = _resumable(output, args, options)
+    (output / run_files.FAILED).unlink(missing_ok=True)
+    run_files.sweep_away(output)
+    _describe(testbed, args, hparams)
+    seed_everything(args["seed"])
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    splits = make_splits(testbed, args, hparams)
+    training = Training(testbed, args, hparams, splits, options, output, state)
+    if state:
+        run_files.rewind_records(output, state["records"], state["line"])
+        print(f"Resumed before step {training.step} of {training.n_steps}")
+    return training
 
 
 def check_names(testbed: Testbed, args: Mapping[str, Any]) -> None:

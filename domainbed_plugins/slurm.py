@@ -162,7 +162,7 @@ def _submit(jobs: Sequence[Job], task: SlurmTask, sweep_dir: Path, resources: Re
             (job.output_dir / run_files.FAILED).unlink(missing_ok=True)
         try:
             submitted = executor.map_array(task, part)
-        except (submitit.core.utils.FailedSubmissionError, subprocess.CalledProcessError) as error:
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             reason = " ".join(str(error).split())
             raise NacmeError(f"Slurm refused the jobs ({reason}); check the specification's resources") from error
         numbers = {job.name: slurm_job.job_id for job, slurm_job in zip(part, submitted)}

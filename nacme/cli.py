@@ -266,6 +266,34 @@ def criteria_command(form: FormatOption = Format.table, criteria_module: Criteri
     study.run_criteria(form.value, modules=criteria_module)
 
 
+@app.command("prune", context_settings={"allow_extra_args": True})
+def prune_command(
+    context: typer.Context,
+    sweep: SweepPath,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="WHAT", help="best:CRITERION or last; several with spaces."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; otherwise only say what would go.")] = False,
+) -> None:
+    """Delete the checkpoints of finished runs that no kept criterion chooses."""
+    from domainbed_plugins import prune
+
+    prune.prune(sweep, [*(keep or ()), *context.args], yes=yes)
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    step: Annotated[int, typer.Argument(metavar="STEP", help="Of the checkpoint, as nacme select names it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where model.pt and card.json go.")],
+) -> None:
+    """Write a checkpoint as a plain state dict and a JSON card."""
+    from domainbed_plugins.export import export
+
+    typer.echo(export(run, step, out))
+
+
 def report_errors(run: object) -> None:
     """Run a command; print a user's mistake as one line on standard error and exit with 1.
 
