@@ -20,6 +20,8 @@ from nacme.errors import ConfigError
 SPACINGS = ("linear", "log")
 #: Up to this many edges, rounding moves a state by less than a hundredth of a bin.
 MAX_GUESSED = 2**15
+#: From this many bins per sample on, a batch is added to the counts state by state (measured on the CPU).
+SPARSE = 8
 
 
 def bin_edges(bins: int, spacing: str = "linear") -> Tensor:
@@ -104,23 +106,50 @@ def count_states(states: Tensor, edges: Tensor, spacing: str | None = None) -> T
     -------
     Tensor, shape [N, M - 1], int64
         States outside every bin, and NaN, are in none.
+    """
+    counts = torch.zeros(states.shape[1], len(edges) - 1, dtype=torch.int64, device=states.device)
+    add_states(counts, states, edges, spacing)
+    return counts
+
+
+def add_states(counts: Tensor, states: Tensor, edges: Tensor, spacing: str | None = None) -> None:
+    """Add a batch to counts, in place.
+
+    Parameters
+    ----------
+    counts : Tensor, shape [N, M - 1], int64
+        See `count_states`.
+    states : Tensor, shape [B, N]
+    edges : Tensor, shape [M]
+    spacing : {"linear", "log"}, optional
+        See `bin_indices`.
 
     Notes
     -----
     Memory is O(B N + N M), and on CUDA the host does not wait for the device.
     """
-    neurons, slots = states.shape[1], len(edges) + 1
+    (samples, neurons), bins = states.shape, len(edges) - 1
     index = bin_indices(states, edges, spacing)
+    slots = bins + 2
     if neurons * slots > torch.iinfo(torch.int32).max:
         index = index.long()
-    index += torch.arange(neurons, device=states.device, dtype=index.dtype) * slots
+    first = torch.arange(neurons, device=states.device, dtype=index.dtype)
+    if states.device.type == "cpu" and bins > SPARSE * samples:
+        # few states among many bins: a second table of [N, M] would cost more than the counting
+        index.sub_(1)
+        place = index.clamp(0, bins - 1)
+        inside = index.eq_(place).to(torch.int64)
+        place += first * bins
+        counts.view(-1).index_add_(0, place.flatten(), inside.flatten())
+        return
+    index += first * slots
     if states.is_cuda:
         # bincount would wait for the device to learn the largest index
         found = torch.zeros(neurons * slots, dtype=torch.int64, device=states.device)
         found.index_add_(0, index.flatten(), found.new_ones(()).expand(index.numel()))
     else:
         found = torch.bincount(index.flatten(), minlength=neurons * slots)
-    return found.view(neurons, slots)[:, 1:-1]
+    counts += found.view(neurons, slots)[:, 1:-1]
 
 
 def nac_function(counts: Tensor, fill: float | Tensor) -> Tensor:
@@ -220,7 +249,7 @@ class NeuronActivationCoverage(Metric):
         states : Tensor, shape [B, N]
         """
         self._check(states)
-        self.counts += count_states(states, self._edges_on(states.device), self.spacing)
+        add_states(self.counts, states, self._edges_on(states.device), self.spacing)
         # a row's largest state is -inf only if all of it is NaN: infinities become finite
         self.num_samples += states.nan_to_num(nan=-math.inf).amax(dim=1).gt(-math.inf).sum()
 
