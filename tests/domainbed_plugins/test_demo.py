@@ -43,8 +43,8 @@ def test_demo_stopped_halfway_continues_and_ends_with_tables_and_a_report(tmp_pa
 
     assert len(finished(out)) == 8
     last = []
-    for run in (out / "sweep_quick").iterdir():
-        lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    for records in (out / "sweep_quick").glob("*/results.jsonl"):
+        lines = [json.loads(line) for line in records.read_text().splitlines()]
         assert [line["step"] for line in lines] == [*range(0, 150, 15), 150]
         assert all(line["nac_me"] is not None and line["val_loss"] > 0 for line in lines)
         test_env = lines[-1]["args"]["test_envs"][0]
