@@ -271,6 +271,8 @@ _TOP: dict[str, Reader] = {
     "checkpoint_freq": _whole(1),
     "hparams": _mapping,
     "nac": dict,
+    "criteria": _names,
+    "target_unlabeled": _flag,
     "eval_splits": _choice("all", "fast"),
     "n_workers": _workers,
     "keep": _keep,

@@ -64,7 +64,7 @@ class SweepSpec:
         None: the data set's.
     hparams : mapping
         Overrides what is drawn.
-    settings, grid, layers, split, eval_splits, n_workers
+    settings, grid, layers, split, criteria, target_unlabeled, eval_splits, n_workers
         See `domainbed_plugins.runner.TrainOptions`.
     keep : sequence of str
         Checkpoints that stay on disk: ``"all"``, or some of ``"last"`` and ``"best:CRITERION"``. None given: the
@@ -85,6 +85,8 @@ class SweepSpec:
     grid: tuple[CoverageSettings, ...] = ()
     layers: list[str] | None = None
     split: str = "out"
+    criteria: list[str] | None = None
+    target_unlabeled: bool = False
     eval_splits: str = "all"
     n_workers: int | str | None = None
     keep: Sequence[str] = ()
@@ -93,7 +95,7 @@ class SweepSpec:
     def train_options(self) -> dict[str, Any]:
         """Fields of `domainbed_plugins.runner.TrainOptions`."""
         given = {"settings": self.settings} if self.settings else {}
-        names = ("grid", "layers", "split", "eval_splits", "n_workers", "keep")
+        names = ("grid", "layers", "split", "criteria", "target_unlabeled", "eval_splits", "n_workers", "keep")
         return {**given, **{name: getattr(self, name) for name in names}}
 
 

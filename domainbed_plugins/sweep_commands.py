@@ -96,6 +96,8 @@ def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
         "grid": [asdict(settings) for settings in spec.grid],
         "layers": spec.layers,
         "split": spec.split,
+        "criteria": spec.criteria,
+        "target_unlabeled": spec.target_unlabeled,
         "eval_splits": spec.eval_splits,
         "keep": sorted(spec.keep),
     }

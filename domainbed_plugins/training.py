@@ -335,6 +335,7 @@ def comparable(args: Mapping[str, Any], options: TrainOptions) -> dict[str, str]
     kept["nac"] = {**asdict(options.settings), "split": options.split, "layers": options.layers}
     kept["nac_grid"] = [asdict(settings) for settings in options.grid]
     kept["keep"] = sorted(options.keep)
+    kept["criteria"] = {"names": options.criteria, "target_unlabeled": options.target_unlabeled}
     kept["eval_splits"] = options.eval_splits
     return {key: json.dumps(value, sort_keys=True) for key, value in kept.items()}
 

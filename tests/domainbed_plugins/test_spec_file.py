@@ -24,6 +24,8 @@ checkpoint_freq: 5
 hparams: {lr: 0.01}
 nac: {alpha: auto, bins: 20, fill: 0.1, layers: [classifier], split: in, all_samples: true,
       grid: {alpha: [1, auto]}}
+criteria: [margin, confidence]
+target_unlabeled: true
 eval_splits: fast
 n_workers: auto
 keep: [best:nac_me, last]
@@ -37,6 +39,7 @@ resources: {partition: gpu, time: "1:30:00", gpus: 1, cpus: 4, mem: 16G, paralle
     assert [point.alpha for point in spec.grid] == [1.0, "auto"]
     assert {point.bins for point in spec.grid} == {20}
     assert (spec.layers, spec.split, spec.eval_splits, spec.n_workers) == (["classifier"], "in", "fast", "auto")
+    assert (spec.criteria, spec.target_unlabeled) == (["margin", "confidence"], True)
     assert spec.resources == Resources("gpu", None, "1:30:00", 1, 4, "16G", 8)
     assert list(spec.keep) == ["best:nac_me", "last"]
 
