@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-long lint bench clean
 
 demo: .venv/.run
 	$(BIN)/nacme demo --out demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not long"
+
+test-long: .venv/.dev
+	$(BIN)/python -m pytest -q -m long
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

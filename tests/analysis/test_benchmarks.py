@@ -103,7 +103,7 @@ def test_a_target_that_is_missed_is_reported_as_missed():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_writes_its_files(tmp_path):
     command = [sys.executable, "-m", "analysis.benchmarks", "--quick", "--threads", "1", "--out", str(tmp_path)]
     without = {key: value for key, value in os.environ.items() if key != "OOD_COVERAGE_ROOT"}

@@ -26,7 +26,7 @@ def _found(out, *flags):
     return found, mean["ERM"], mean["GReg"], greg_study.table(found, args)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_the_embedded_testbed(tmp_path, monkeypatch):
     monkeypatch.delenv("NACME_DATA", raising=False)
     found, erm, greg, table = _found(tmp_path, "--steps", "200")

@@ -31,7 +31,7 @@ def training(jobs):
     return [note["pid"] for note in notes if note and note.get("step")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_thirty_kills_change_no_record(tmp_path, read_records):
     """Workers, or the whole sweep at once, die at random moments; the same command is run again."""
