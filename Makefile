@@ -8,7 +8,7 @@ demo: .venv/.run
 	$(BIN)/nacme demo --out demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" -n 2
 
 test-long: .venv/.dev
 	$(BIN)/python -m pytest -q -m long
