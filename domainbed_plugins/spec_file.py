@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from domainbed_plugins.sweep import Resources, SweepSpec
-from domainbed_plugins.train import alpha_value, fill_value, worker_count
+from domainbed_plugins.train import alpha_value, fill_value, make_grid, worker_count
 from nacme.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -94,8 +93,7 @@ def parse_spec(content: Any, name: str = "the specification") -> SweepSpec:
     grid = nac.pop("grid", {})
     try:
         settings = _settings(nac)
-        points = itertools.product(*grid.values()) if grid else ()
-        variants = tuple(replace(settings, **dict(zip(grid, point))) for point in points)
+        variants = make_grid(grid, settings)
     except ConfigError as error:
         raise ConfigError(f"{name}: nac: {error}") from error
     values["resources"] = Resources(**values.get("resources", {}))
@@ -242,7 +240,12 @@ def _time(value: Any) -> str:
 
 
 _EXAMPLES = {"datasets": "RotatedMNIST", "algorithms": "ERM, CORAL"}
-_GRID: dict[str, Reader] = {"alpha": _each(_alpha), "bins": _each(_whole(2)), "fill": _each(_fill)}
+_GRID: dict[str, Reader] = {
+    "alpha": _each(_alpha),
+    "bins": _each(_whole(2)),
+    "fill": _each(_fill),
+    "layer": _each(_text),
+}
 _NAC: dict[str, Reader] = {
     "alpha": _alpha,
     "bins": _whole(2),

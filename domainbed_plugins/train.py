@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,8 @@ def add_coverage_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="NAME=VALUES",
-        help="settings to record besides, from the same pass: alpha=0.1,1,auto bins=50,100 fill=500,0.08",
+        help="settings to record besides, from the same pass: alpha=0.1,1,auto bins=50,100 fill=500,0.08; "
+        "layer=NAMES adds layers for these settings alone",
     )
     rivals = parser.add_argument_group("other criteria")
     rivals.add_argument(
@@ -223,21 +224,26 @@ def parse_grid(texts: Sequence[str], settings: CoverageSettings) -> tuple[Covera
     Parameters
     ----------
     texts : sequence of str
-        ``name=value,value``, with alpha, bins or fill for a name.
+        ``name=value,value``, with alpha, bins, fill or layer for a name.
     settings : CoverageSettings
         Where what is not named comes from.
 
     Returns
     -------
     tuple of CoverageSettings
-        The product of what is named.
+        See `make_grid`.
 
     Raises
     ------
     ConfigError
         For another name, or a value that is no number.
     """
-    readers: dict[str, Callable[[str], Any]] = {"alpha": alpha_value, "bins": int, "fill": fill_value}
+    readers: dict[str, Callable[[str], Any]] = {
+        "alpha": alpha_value,
+        "bins": int,
+        "fill": fill_value,
+        "layer": str,
+    }
     axes: dict[str, list[Any]] = {}
     for text in texts:
         name, _, values = text.partition("=")
@@ -247,8 +253,27 @@ def parse_grid(texts: Sequence[str], settings: CoverageSettings) -> tuple[Covera
             axes[name] = [readers[name](value) for value in values.split(",")]
         except ValueError:
             raise ConfigError(f"--nac_grid {text!r}: {values!r} are not numbers with commas between") from None
+    return make_grid(axes, settings)
+
+
+def make_grid(axes: Mapping[str, Sequence[Any]], settings: CoverageSettings) -> tuple[CoverageSettings, ...]:
+    """Multiply out the settings of a grid.
+
+    Parameters
+    ----------
+    axes : mapping of str to sequence
+        Values of fields of `CoverageSettings`. Layers come beside those that ``nac_me`` is measured at.
+    settings : CoverageSettings
+        Where what is not named comes from.
+
+    Returns
+    -------
+    tuple of CoverageSettings
+        Empty without axes.
+    """
     if not axes:
         return ()
+    axes = {**axes, "layer": [None, *axes.get("layer", ())]}
     return tuple(replace(settings, **dict(zip(axes, point))) for point in itertools.product(*axes.values()))
 
 

@@ -205,7 +205,9 @@ class Training:
         results.update(self._evaluate())
         self.peak_gb = max(self.peak_gb, torch.cuda.max_memory_allocated() / 1024**3)
         results["mem_gb"] = self.peak_gb
-        row = {key: results[key] for key in sorted(results) if key != "nac"}
+        # a grid may have hundreds of settings, which only the record holds
+        hidden = {"nac", *results["nac"]["grid"]}
+        row = {key: results[key] for key in sorted(results) if key not in hidden}
         if list(row) != self.shown:
             self.shown = list(row)
             self.testbed.misc.print_row(self.shown, colwidth=12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class CoverageSettings:
         Count correctly classified samples only.
     quantity : {"product", "activation", "gradient"}
         What the state is made of: ``z * g``, or one of the two alone (ablations).
+    layer : str, optional
+        The one layer that these settings are for, where a recorder measures several. None: all of them.
     """
 
     alpha: float | str = 0.1
@@ -83,6 +86,7 @@ class CoverageSettings:
     fill: int | float = 500
     correct_only: bool = True
     quantity: str = "product"
+    layer: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.alpha, str):
@@ -95,7 +99,13 @@ class CoverageSettings:
     def key(self) -> str:
         """Name these settings, for example ``nac_me_a0p1_m50_o500``: the key of a record made with them."""
         alpha, fill = (str(value).replace(".", "p") for value in (self.alpha, self.fill))
-        return f"nac_me_a{alpha}_m{self.bins}_o{fill}" + ("" if self.correct_only else "_all")
+        key = f"nac_me_a{alpha}_m{self.bins}_o{fill}" + ("" if self.correct_only else "_all")
+        return key if self.layer is None else f"{key}_at_{layer_key(self.layer)}"
+
+
+def layer_key(layer: str) -> str:
+    """Turn a layer's name into what stands for it in the key of a record."""
+    return re.sub(r"[^0-9a-zA-Z]", "_", layer)
 
 
 @dataclass
@@ -209,6 +219,7 @@ def observe(
     loader: Iterable[Any],
     layers: Sequence[str] | None = None,
     device: torch.device | str | None = None,
+    further: Sequence[str] = (),
 ) -> Iterator[tuple[Reading, Tensor]]:
     """Pass over a loader once and read the taps of every batch.
 
@@ -220,7 +231,7 @@ def observe(
         Gives logits from ``predict(x)`` where it has that method, else from ``forward``.
     loader : iterable
         Of ``(x, y, ...)`` or ``{"x": ..., "y": ...}``.
-    layers : sequence of str, optional
+    layers, further : sequence of str
         See `nacme.taps.Taps`.
     device : torch.device or str, optional
         Where batches are moved to. None: where the model is.
@@ -237,7 +248,7 @@ def observe(
     NacmeError
         If the loader gives no samples, or something else than pairs.
     """
-    with untouched(model), Taps(model, layers) as taps:
+    with untouched(model), Taps(model, layers, further) as taps:
         for x, labels in batches(model, loader, device):
             yield taps.read(x), labels
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from nacme.measurement import (
     Tally,
     degenerate_message,
     is_correct,
+    layer_key,
     mean,
     observe,
     summarize,
@@ -52,7 +52,8 @@ class Recorder:
     settings : CoverageSettings, optional
         Hyper-parameters of NAC-ME. None: the authors'.
     grid : sequence of CoverageSettings
-        Further settings to record from the same pass, each under the key `CoverageSettings.key` gives it.
+        Further settings to record from the same pass, each under the key `CoverageSettings.key` gives it. Some
+        may be for a layer of their own, which ``nac_me`` itself has no part in.
     criteria : sequence of str, optional
         Names of the criteria to record beside NAC-ME. None: every registered one that looks at in-distribution
         data (at target data too, given ``target_loaders``) and takes no further pass.
@@ -112,7 +113,10 @@ class Recorder:
         self.ablations = {
             name: replace(self.settings, **changed) for name, changed in ABLATIONS.items() if name in self.criteria
         }
-        Taps(model, layers)  # a layer that does not exist is better told before training than at a checkpoint
+        self.further = sorted({setting.layer for setting in grid if setting.layer is not None} - set(layers or ()))
+        Taps(
+            model, layers, self.further
+        )  # a layer that does not exist is better told before training than at a checkpoint
         self.layers = layers
         self.device = device
         self.notes = dict(notes or {})
@@ -174,16 +178,18 @@ class Recording:
         float
             Its accuracy.
         """
-        covers = name in self._recorder.coverage_loaders
+        recorder = self._recorder
+        covers = name in recorder.coverage_loaders
         tally = self._tallies[name] = Tally()
-        for reading, labels in observe(self._recorder.model, loader, self._recorder.layers, self._recorder.device):
+        for whole, labels in observe(recorder.model, loader, recorder.layers, recorder.device, recorder.further):
+            reading = whole.only(whole.activations.keys() - recorder.further)
             correct = is_correct(reading.logits, labels)
             tally.update(reading.logits, labels, correct)
             self._keep(name, reading, labels)
             if covers:
                 self._covered.update(reading.logits, labels, correct)
-                for counter in self._counters.values():
-                    counter.update(reading, correct)
+                for settings, counter in self._counters.items():
+                    counter.update(reading if settings.layer is None else whole.only([settings.layer]), correct)
         return tally.accuracy()
 
     def _keep(self, name: str, reading: Reading, labels: Tensor) -> None:
@@ -272,7 +278,7 @@ class Recording:
                 grid[key] = asdict(settings)
             if len(per_layer) > 1:
                 for layer, value in per_layer.items():
-                    at = f"{key}_at_{re.sub(r'[^0-9a-zA-Z]', '_', layer)}"
+                    at = f"{key}_at_{layer_key(layer)}"
                     values[at] = _number(value)
                     grid[at] = {**asdict(settings), "layer": layer}
         return values, grid

@@ -6,7 +6,7 @@ Otherwise a graph is built from the first tapped layer on, and one backward pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,14 @@ class Reading:
     logits: Tensor
     activations: dict[str, Tensor]
     gradients: dict[str, Tensor]
+
+    def only(self, layers: Collection[str]) -> Reading:
+        """Leave out all other layers."""
+        activations, gradients = (
+            {name: values[name] for name in values if name in layers}
+            for values in (self.activations, self.gradients)
+        )
+        return Reading(self.logits, activations, gradients)
 
 
 @contextmanager
@@ -73,6 +81,8 @@ class Taps:
     layers : sequence of str, optional
         Dotted module paths; a path with ``:input`` behind it is what goes into that module. None: the input of
         the linear layer that produces the logits.
+    further : sequence of str
+        Layers to tap beside these.
 
     Raises
     ------
@@ -84,17 +94,18 @@ class Taps:
     A module that runs several times in one prediction is read at its last run.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str] | None = None, further: Sequence[str] = ()) -> None:
         self.model = model
-        self.names: list[str] = [] if layers is None else list(layers)
+        self._named = list(dict.fromkeys([*(layers or ()), *further]))
         self._predict = getattr(model, "predict", model)
         self._find_head = layers is None
-        self._modules = {name: _module(model, name) for name in self.names}
+        self._modules = {name: _module(model, name) for name in self._named}
         self._read: dict[str, Tensor] = {}
         self._passed: dict[str, Tensor] = {}
         self._linear_calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
         self._handles: list[RemovableHandle] = []
         self._settled = False
+        self._by_graph = self._named
         self._head: nn.Linear | None = None
         self._shapes: dict[str, torch.Size] = {}
 
@@ -108,6 +119,11 @@ class Taps:
 
     def __exit__(self, *_: object) -> None:
         self._remove()
+
+    @property
+    def names(self) -> list[str]:
+        """The layers that are read; what feeds the logits is known once a batch has been read."""
+        return [*self._shapes, *self._by_graph]
 
     def read(self, x: Any) -> Reading:
         """Predict a batch and read the taps.
@@ -126,13 +142,18 @@ class Taps:
         LayerError
             If no linear layer produces the logits and no layer was named, or a layer does not feed the logits.
         """
-        closed = self._settled and self._head is not None
+        closed = self._settled and not self._by_graph
         try:
             with torch.inference_mode() if closed else torch.enable_grad():
                 logits = self._forward(x)
                 if not self._settled:
                     self._settle(logits)
-                return self._read_by_autograd(logits) if self._head is None else self._read_head(logits)
+                above, below = self._read_head(logits), self._read_by_autograd(logits)
+                return Reading(
+                    logits.detach(),
+                    {**above.activations, **below.activations},
+                    {**above.gradients, **below.gradients},
+                )
         finally:
             self._linear_calls.clear()
             self._read.clear()
@@ -148,7 +169,7 @@ class Taps:
     def _settle(self, logits: Tensor) -> None:
         """Learn from the first batch where the head is and whether the closed form holds for every tap."""
         self._settled = True
-        missing = [name for name in self.names if name not in self._read]
+        missing = [name for name in self._named if name not in self._read]
         if missing:
             raise LayerError(f"layer {missing[0]!r} does not run when the model predicts; tap one that does")
         for name, value in self._read.items():
@@ -164,15 +185,14 @@ class Taps:
                     "no linear layer of the model produces the logits directly; name layers to tap, for example "
                     f"layers=[{_last_named(self.model)!r}]"
                 )
-            self.names = [_name_of(self.model, call[0]) + INPUT]
-            self._shapes = {self.names[0]: call[1].shape[1:]}
-        elif call is None or not all(_is_view(call[1], self._passed[name]) for name in self.names):
-            return
-        else:
-            self._shapes = {name: self._passed[name].shape[1:] for name in self.names}
-        self._remove()
-        self._head = call[0]
-        self._handles = [self._head.register_forward_hook(self._note_linear)]
+            self._head = call[0]
+            self._shapes = {_name_of(self.model, call[0]) + INPUT: call[1].shape[1:]}
+        if call is not None and all(_is_view(call[1], self._passed[name]) for name in self._named):
+            self._head = call[0]
+            self._shapes |= {name: self._passed[name].shape[1:] for name in self._named}
+            self._by_graph = []
+            self._remove()
+            self._handles = [self._head.register_forward_hook(self._note_linear)]
 
     def _head_call(self, logits: Tensor) -> tuple[nn.Linear, Tensor] | None:
         """Find the linear layer whose output is the logits, and what it read."""
@@ -187,6 +207,8 @@ class Taps:
         return None
 
     def _read_head(self, logits: Tensor) -> Reading:
+        if self._head is None:
+            return Reading(logits, {}, {})
         call = self._head_call(logits)
         if call is None:
             raise LayerError("the model produced its logits in another way than for the first batch; name layers")
@@ -199,15 +221,17 @@ class Taps:
         )
 
     def _read_by_autograd(self, logits: Tensor) -> Reading:
-        values = [self._read[name] for name in self.names]
+        values = [self._read[name] for name in self._by_graph]
+        if not values:
+            return Reading(logits, {}, {})
         try:
             gradients = kl_gradients(logits, values)
         except LayerError as error:
-            raise LayerError(f"layers {', '.join(map(repr, self.names))}: {error}") from None
+            raise LayerError(f"layers {', '.join(map(repr, self._by_graph))}: {error}") from None
         return Reading(
             logits.detach(),
-            {name: pool_positions(value.detach()) for name, value in zip(self.names, values)},
-            {name: pool_positions(gradient) for name, gradient in zip(self.names, gradients)},
+            {name: pool_positions(value.detach()) for name, value in zip(self._by_graph, values)},
+            {name: pool_positions(gradient) for name, gradient in zip(self._by_graph, gradients)},
         )
 
     def _tap(self, name: str, module: nn.Module) -> RemovableHandle:

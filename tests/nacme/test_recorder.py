@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,3 +118,21 @@ def test_degenerate_coverage_is_recorded_always_and_said_once(model):
 def test_no_loader(model):
     with pytest.raises(ConfigError, match="at least one validation loader"):
         Recorder(model, {})
+
+
+def test_a_layer_of_the_grid_is_measured_beside_those_of_nac_me():
+    """It gives what measuring it alone gives, and leaves everything else as it is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+    loaders = {"env0_out": loader(1)}
+    deeper = replace(SETTINGS, layer="0")
+    alone = Recorder(model, loaders, settings=SETTINGS, grid=[SETTINGS]).record()
+    both = Recorder(model, loaders, settings=SETTINGS, grid=[SETTINGS, deeper]).record()
+    there = measure(model, loaders["env0_out"], layers=["0"], alpha=20.0, bins=20, fill=2)
+
+    assert both.pop(deeper.key()) == pytest.approx(there.nac_me)
+    assert deeper.key() == "nac_me_a20p0_m20_o2_at_0"
+    assert both["nac"]["layers"] == ["4:input"]
+    assert both["nac"].pop("grid")[deeper.key()]["layer"] == "0"
+    del alone["nac"]["grid"]
+    assert both == alone
