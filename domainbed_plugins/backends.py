@@ -1,4 +1,7 @@
-"""Finding the testbed: the embedded one, or a DomainBed clone. Both offer the same modules, GReg added."""
+"""Finding the testbed: the embedded one, or a DomainBed clone.
+
+Both offer the same modules. GReg is added to both, PACS64 to DomainBed.
+"""
 
 from __future__ import annotations
 
@@ -168,6 +171,7 @@ def _load(name: str, package: str, version: str) -> Testbed:
                 raise ConfigError(
                     f"{package}.{module} has no {function!r}; update the clone to a commit that has it"
                 )
+    from domainbed_plugins import pacs64
     from domainbed_plugins.algorithms import greg
 
     testbed = Testbed(
@@ -180,6 +184,7 @@ def _load(name: str, package: str, version: str) -> Testbed:
         modules["lib.fast_data_loader"],
     )
     greg.register(testbed)
+    pacs64.register(testbed)
     return testbed
 
 

@@ -2,7 +2,8 @@
 
 The estimate counts arithmetic: a training step costs three times a forward pass (one forward, two backward), an
 evaluation one forward pass over every split. Networks: torchvision's tables for ResNet-18 and ResNet-50; DINOv2's
-ViT-B/14 and the two small ones by hand; all at the size that DomainBed feeds them.
+ViT-B/14 and the two small ones by hand; the ResNet-10 of PACS64 by a forward hook on its convolutions, of which
+``2 * in_channels * kernel area * outputs`` were summed; all at the size that DomainBed feeds them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_plugins import backends
+from domainbed_plugins import backends, pacs64
 from domainbed_plugins.sweep import Job, SweepSpec, make_jobs
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Network:
 NETWORKS = {
     "digits": Network(0.002, 0.1),
     "MNIST CNN": Network(0.146, 1.5),
+    "ResNet-10 at 64 px": Network(0.0565, 5.0),
     "ResNet-18": Network(3.6, 45),
     "ResNet-50": Network(8.2, 94),
     "ViT-B/14": Network(46.8, 343),
@@ -54,6 +56,7 @@ IMAGES = {
     "ColoredMNIST": 70_000,
     "VLCS": 10_729,
     "PACS": 9_991,
+    "PACS64": 9_991,
     "OfficeHome": 15_588,
     "TerraIncognita": 24_788,
     "DomainNet": 586_575,
@@ -134,6 +137,8 @@ def _network(dataset: str, hparams: Mapping[str, Any], testbed: str) -> str:
         return "digits"
     if dataset in ("RotatedMNIST", "ColoredMNIST"):
         return "MNIST CNN"
+    if dataset == pacs64.NAME:
+        return "ResNet-10 at 64 px"
     if hparams.get("vit"):
         return "ViT-B/14"
     return "ResNet-18" if hparams.get("resnet18") else "ResNet-50"
