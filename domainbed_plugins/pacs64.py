@@ -87,7 +87,16 @@ def make_network(networks: ModuleType, input_shape: Sequence[int], hparams: Mapp
         from timm.models.resnet import BasicBlock, ResNet
 
         block: Any = BasicBlock  # timm's annotation asks for an instance
-        body = ResNet(block, (1, 1, 1, 1), num_classes=0, in_chans=input_shape[0], channels=CHANNELS)
+        # a deep stem gives 32 channels; the plain one always 64, and evaluation would take half as long again
+        body = ResNet(
+            block,
+            (1, 1, 1, 1),
+            num_classes=0,
+            in_chans=input_shape[0],
+            channels=CHANNELS,
+            stem_type="deep",
+            stem_width=CHANNELS[0] // 2,
+        )
     except ImportError as error:
         raise ConfigError(f"{NAME} needs timm ({error}); pip install 'nacme[domainbed]'") from error
     except TypeError as error:  # ResNets of other widths came with 1.0.8

@@ -43,7 +43,7 @@ class Network:
 NETWORKS = {
     "digits": Network(0.002, 0.1),
     "MNIST CNN": Network(0.146, 1.5),
-    "ResNet-10 at 64 px": Network(0.0565, 5.0),
+    "ResNet-10 at 64 px": Network(0.0465, 5.0),
     "ResNet-18": Network(3.6, 45),
     "ResNet-50": Network(8.2, 94),
     "ViT-B/14": Network(46.8, 343),
