@@ -6,9 +6,9 @@ Writes ``nac.jsonl`` beside each ``results.jsonl``, one line for each step, and 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +21,7 @@ from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
 from nacme.run_reader import RESULTS
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from domainbed_plugins.backends import Testbed
-    from domainbed_plugins.validation_data import ValidationData
+    from domainbed_plugins.checkpoint_groups import Measured
     from nacme.measurement import CoverageSettings
 
 #: A checkpoint's accuracies may differ by so much from those that training recorded before it is said.
@@ -114,6 +111,12 @@ def parser() -> argparse.ArgumentParser:
     running = result.add_argument_group("running")
     running.add_argument("--cache_gb", type=float, help="memory for decoded data; default: half of what is free")
     running.add_argument("--n_workers", type=int, help="processes that decode images; default: by the cores")
+    running.add_argument(
+        "--models",
+        type=int,
+        metavar="N",
+        help="checkpoints measured at a time; default: by free memory, up to 8",
+    )
     running.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
     return result
 
@@ -150,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         domainbed=flags.domainbed,
         cache_gb=flags.cache_gb,
         n_workers=flags.n_workers,
+        models=flags.models,
     )
     _report(outcome)
 
@@ -162,6 +166,7 @@ def score(
     domainbed: str | None = None,
     cache_gb: float | None = None,
     n_workers: int | None = None,
+    models: int | None = None,
 ) -> Outcome:
     """Measure every saved checkpoint of a sweep.
 
@@ -178,6 +183,8 @@ def score(
         Gibibytes of decoded data to keep. None: half of the free memory.
     n_workers : int, optional
         Processes that decode images. None: by the machine's cores.
+    models : int, optional
+        Checkpoints measured at a time, on the same batches. None: as many as memory allows, up to eight.
 
     Returns
     -------
@@ -191,6 +198,10 @@ def score(
     """
     from tqdm import tqdm
 
+    from domainbed_plugins.checkpoint_groups import GroupScorer
+
+    if models is not None and models < 1:
+        raise ConfigError(f"--models {models}: at least one at a time; leave the flag away to let memory decide")
     _check_criteria(options)
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ConfigError(f"--data_dir {data_dir} is not a directory; give the folder that training read")
@@ -199,122 +210,40 @@ def score(
     ledgers = {job.directory: Ledger(job.directory, options.asked()) for job in jobs}
     waiting = [job for job in jobs if not ledgers[job.directory].holds(job.step)]
     outcome.skipped = len(jobs) - len(waiting)
-    scorer = _Scorer(data_dir, options, domainbed, cache_gb, n_workers)
     # runs that share a data set and its splits stand together
     waiting.sort(key=lambda job: (*_sharing(job.args), str(job.directory), job.step))
-    for job in tqdm(waiting, desc="score", unit="checkpoint", disable=None):
-        try:
-            record = scorer.measure(job, outcome)
-        except ConfigError:
-            raise
-        except NacmeError as error:
-            named = str(job.checkpoint) in str(error)
-            outcome.failures.append(str(error) if named else f"{job.checkpoint}: {error}")
-        except Exception as error:  # algorithms of others may raise anything
-            first = str(error).partition("\n")[0]
-            outcome.failures.append(f"{job.checkpoint} cannot be measured: {type(error).__name__}: {first}")
-        else:
-            ledgers[job.directory].add(job.step, record)
-            outcome.measured += 1
+    scorer = GroupScorer(data_dir, options, domainbed, cache_gb, n_workers, models)
+    queue = deque(waiting)
+    with tqdm(total=len(queue), desc="score", unit="checkpoint", disable=None) as bar:
+        while queue:
+            for job, result in scorer.measure_next(queue):
+                if isinstance(result, Exception):
+                    outcome.failures.append(_failure(job, result))
+                else:
+                    ledgers[job.directory].add(job.step, result.record)
+                    _note(outcome, job, result)
+                bar.update()
     return outcome
 
 
-class _Scorer:
-    """Measures checkpoint after checkpoint and keeps what the next one can use: data, and the network."""
+def _note(outcome: Outcome, job: Job, measured: Measured) -> None:
+    """Add to a sweep's outcome what is odd about a checkpoint."""
+    nac = measured.record["nac"]
+    outcome.measured += 1
+    outcome.degenerate += nac["degenerate"]
+    outcome.accuracy_gap = max(outcome.accuracy_gap, measured.accuracy_gap)
+    outcome.apart += measured.accuracy_gap > ACCURACY_GAP
+    in_run = job.recorded.get("nac") or {}
+    settings = ("alpha", "bins", "fill", "correct_only", "split", "layers")
+    outcome.hidden += any(in_run.get(key, nac[key]) != nac[key] for key in settings)
 
-    def __init__(
-        self,
-        data_dir: str | None,
-        options: ScoreOptions,
-        domainbed: str | None,
-        cache_gb: float | None,
-        n_workers: int | None,
-    ) -> None:
-        from domainbed_plugins import validation_data as data
 
-        self._data_dir = data_dir
-        self._options = options
-        self._domainbed = domainbed
-        self._cache_bytes = data.default_cache_bytes() if cache_gb is None else int(cache_gb * 2**30)
-        self._n_workers = data.default_workers() if n_workers is None else n_workers
-        self._opened: tuple[Testbed, ValidationData] | None = None
-        self._built: tuple[Any, nn.Module] | None = None
-
-    def measure(self, job: Job, outcome: Outcome) -> dict[str, Any]:
-        """Measure one checkpoint; note in ``outcome`` what is odd about it."""
-        import torch
-
-        from domainbed_plugins.checkpoints import load_checkpoint, load_weights
-        from nacme.recorder import Recorder
-
-        testbed, data = self._open(job)
-        # before the data is decoded: a corrupt file costs nothing then
-        state = load_checkpoint(job.checkpoint)["model_dict"]
-        dataset = data.open(job.args, job.hparams)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        algorithm = self._build(testbed, dataset, job).to(device)
-        load_weights(algorithm, state, job.checkpoint)
-
-        options = self._options
-        envs = [env for env in range(len(dataset)) if env not in job.args["test_envs"]]
-        targets = job.args["test_envs"] if options.target_unlabeled else []
-        covered, validated, unlabeled = (
-            [f"env{env}_{split}" for env in part]
-            for part, split in ((envs, options.split), (envs, "out"), (targets, "out"))
-        )
-        loaders = {name: data.loader(name) for name in dict.fromkeys([*covered, *validated, *unlabeled])}
-        recorder = Recorder(
-            algorithm,
-            {name: loaders[name] for name in validated},
-            coverage_loaders={name: loaders[name] for name in covered},
-            criteria=options.criteria,
-            target_loaders={name: loaders[name] for name in unlabeled},
-            settings=options.settings,
-            grid=options.grid,
-            layers=options.layers,
-            device=device,
-            notes={"split": options.split, "testbed": str(testbed), "augmented": False},
-        )
-        recorder.warned = True  # said once for all checkpoints
-        # some algorithms draw random numbers to predict; so scoring again gives the same
-        torch.manual_seed(testbed.misc.seed_hash(job.args["seed"], job.step))
-        recording = recorder.start()
-        gaps = [0.0]
-        for name, loader in loaders.items():
-            recorded = job.recorded.get(f"{name}_acc") if job.recorded["step"] == job.step else None
-            accuracy = recording.evaluate(name, loader)
-            gaps += [] if recorded is None else [abs(accuracy - recorded)]
-        record = recording.finish()
-        outcome.degenerate += record["nac"]["degenerate"]
-        outcome.accuracy_gap = max(outcome.accuracy_gap, *gaps)
-        outcome.apart += max(gaps) > ACCURACY_GAP
-        in_run = job.recorded.get("nac") or {}
-        settings = ("alpha", "bins", "fill", "correct_only", "split", "layers")
-        outcome.hidden += any(in_run.get(key, record["nac"][key]) != record["nac"][key] for key in settings)
-        return record
-
-    def _open(self, job: Job) -> tuple[Testbed, ValidationData]:
-        from domainbed_plugins import backends
-        from domainbed_plugins.validation_data import ValidationData
-
-        testbed = backends.find(job.args["dataset"], self._domainbed)
-        if self._opened is None or self._opened[0].name != testbed.name:
-            data = ValidationData(testbed, self._data_dir, self._cache_bytes, self._n_workers)
-            self._opened = testbed, data
-        return self._opened
-
-    def _build(self, testbed: Testbed, dataset: Any, job: Job) -> nn.Module:
-        """Build the job's network, or take the last one if it is alike."""
-        from domainbed_plugins.checkpoints import build_algorithm
-
-        shape, classes = dataset.input_shape, dataset.num_classes
-        domains = len(dataset) - len(job.args["test_envs"])
-        kind = (job.args["dataset"], job.args["algorithm"], domains, json.dumps(job.hparams, sort_keys=True))
-        if self._built is None or self._built[0] != kind:
-            self._built = None  # two networks need not fit into memory
-            algorithm = build_algorithm(testbed, job.args["algorithm"], shape, classes, domains, job.hparams)
-            self._built = kind, algorithm
-        return self._built[1]
+def _failure(job: Job, error: Exception) -> str:
+    """Say in one line why a checkpoint could not be measured."""
+    if isinstance(error, NacmeError):
+        return str(error) if str(job.checkpoint) in str(error) else f"{job.checkpoint}: {error}"
+    first = str(error).partition("\n")[0]
+    return f"{job.checkpoint} cannot be measured: {type(error).__name__}: {first}"
 
 
 def _sharing(args: dict[str, Any]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,40 @@ from domainbed_plugins.backends import Testbed
 from domainbed_plugins.runner import EVAL_BATCH_SIZE, make_dataset, seed_everything
 
 Batch = tuple[Tensor, Tensor]
+
+
+class SplitBatches:
+    """The batches of a split, in the same order each time.
+
+    Parameters
+    ----------
+    split : Dataset
+    n_workers : int
+        Processes that decode it.
+    keep : bool
+        Whether to keep the batches of the first whole pass for those that follow.
+
+    Attributes
+    ----------
+    samples : int
+    """
+
+    def __init__(self, split: Any, n_workers: int, keep: bool) -> None:
+        self.samples = len(split)
+        self._loader: DataLoader[Any] = DataLoader(split, EVAL_BATCH_SIZE, shuffle=False, num_workers=n_workers)
+        self._keep = keep
+        self._kept: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept:
+            yield from self._kept
+            return
+        passed = []
+        for x, y in self._loader:
+            if self._keep:
+                passed.append((x, y))
+            yield x, y
+        self._kept = passed
 
 
 class ValidationData:
@@ -44,7 +78,7 @@ class ValidationData:
         self._dataset: Any = None
         self._seen: dict[str, Any] = {}
         self._splits: tuple[Any, ...] = ()
-        self._kept: dict[str, list[Batch]] = {}
+        self._loaders: dict[str, SplitBatches] = {}
         self._kept_bytes = 0
         self._said: set[str] = set()
 
@@ -65,20 +99,31 @@ class ValidationData:
         ConfigError
             If it cannot be read.
         """
-        hparams = {**hparams, "data_augmentation": False}
-        asked = {"dataset": args["dataset"], "test_envs": args["test_envs"], "seed": args["seed"], **hparams}
-        if self._dataset is None or any(asked.get(key) != value for key, value in self._seen.items()):
+        if not self._serves_data(args, hparams):
             self._forget()
             # let go of the old one first: both may not fit into memory
             self._dataset = None
-            self._dataset, self._seen = self._build(args, hparams)
-        splits = (args["trial_seed"], args.get("holdout_fraction", 0.2))
-        if splits != self._splits:
+            self._dataset, self._seen = self._build(args, {**hparams, "data_augmentation": False})
+        if _splits(args) != self._splits:
             self._forget()
-            self._splits = splits
+            self._splits = _splits(args)
         return self._dataset
 
-    def loader(self, name: str) -> Iterable[Batch]:
+    def serves(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> bool:
+        """Whether the current data set and its splits are those of a run.
+
+        Parameters
+        ----------
+        args, hparams : mapping
+            Of the run's record.
+
+        Returns
+        -------
+        bool
+        """
+        return self._serves_data(args, hparams) and _splits(args) == self._splits
+
+    def loader(self, name: str) -> SplitBatches:
         """Give the batches of a split of the current data set.
 
         Parameters
@@ -88,27 +133,32 @@ class ValidationData:
 
         Returns
         -------
-        iterable of (Tensor, Tensor)
-            In the same order each time.
+        SplitBatches
         """
-        if name in self._kept:
-            return self._kept[name]
+        if name in self._loaders:
+            return self._loaders[name]
         split, in_memory = self._split(name)
-        workers = 0 if in_memory else self._n_workers
-        loader: DataLoader[Any] = DataLoader(split, EVAL_BATCH_SIZE, shuffle=False, num_workers=workers)
         size = len(split) * sum(torch.as_tensor(part).nbytes for part in split[0])
-        if self._kept_bytes + size > self._cache_bytes:
-            if name not in self._said:
-                self._said.add(name)
-                print(
-                    f"nacme: {name} of {self._seen['dataset']} ({len(split)} samples, {size / 2**30:.1f} GiB) "
-                    "does not fit into what is left of --cache_gb: it is decoded again for every checkpoint",
-                    file=sys.stderr,
-                )
-            return loader
-        self._kept_bytes += size
-        self._kept[name] = [(x, y) for x, y in loader]
-        return self._kept[name]
+        fits = self._kept_bytes + size <= self._cache_bytes
+        if fits:
+            self._kept_bytes += size
+        elif name not in self._said:
+            self._said.add(name)
+            print(
+                f"nacme: {name} of {self._seen['dataset']} ({len(split)} samples, {size / 2**30:.1f} GiB) "
+                "does not fit into what is left of --cache_gb: it is decoded again in each pass",
+                file=sys.stderr,
+            )
+        self._loaders[name] = SplitBatches(split, 0 if in_memory else self._n_workers, fits)
+        return self._loaders[name]
+
+    def _serves_data(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> bool:
+        asked = {
+            **{key: args[key] for key in ("dataset", "test_envs", "seed")},
+            **hparams,
+            "data_augmentation": False,
+        }
+        return self._dataset is not None and all(asked.get(key) == value for key, value in self._seen.items())
 
     def _build(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Build a data set and note what it was built from: runs that agree on that can share it."""
@@ -135,7 +185,7 @@ class ValidationData:
         return (out if kind == "out" else in_), isinstance(env, TensorDataset)
 
     def _forget(self) -> None:
-        self._kept.clear()
+        self._loaders.clear()
         self._kept_bytes = 0
 
 
@@ -173,20 +223,30 @@ class _WatchedSequence(Sequence[int]):
         return len(self._content)
 
 
-def default_cache_bytes() -> int:
-    """Half of the memory that the machine has to spare; 4 GiB where it does not tell."""
+def free_memory() -> int:
+    """Bytes of memory that the machine has to spare; 8 GiB where it does not tell."""
     try:
         with open("/proc/meminfo") as file:
             entries = dict(line.split(":") for line in file)
-        return int(entries["MemAvailable"].split()[0]) * 1024 // 2
+        return int(entries["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return 4 * 2**30
+        return 8 * 2**30
+
+
+def default_cache_bytes() -> int:
+    """Half of the memory that the machine has to spare."""
+    return free_memory() // 2
 
 
 def default_workers() -> int:
     """Half of the cores that this process may use, 8 at most; on one or two, none."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores <= 2 else min(8, cores // 2)
+
+
+def _splits(args: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides how environments are split."""
+    return args["trial_seed"], args.get("holdout_fraction", 0.2)
 
 
 def _generator_states() -> tuple[Any, ...]:

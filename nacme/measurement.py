@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nacme.coverage import NeuronActivationCoverage
-from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeError
+from nacme.errors import ConfigError, DegenerateCoverageWarning
+from nacme.observation import batches, observe
 from nacme.states import at_least_float32
-from nacme.taps import Reading, Taps, untouched
+from nacme.taps import Reading, untouched
 
 #: alpha="auto" puts this many standard deviations of ``z * g`` at the sigmoid's argument 1
 AUTO_SPREADS = 0.5
@@ -214,79 +214,6 @@ class Tally:
         return float(self.loss) / self.num_samples
 
 
-def observe(
-    model: nn.Module,
-    loader: Iterable[Any],
-    layers: Sequence[str] | None = None,
-    device: torch.device | str | None = None,
-    further: Sequence[str] = (),
-) -> Iterator[tuple[Reading, Tensor]]:
-    """Pass over a loader once and read the taps of every batch.
-
-    The model is in evaluation mode with frozen parameters while the iterator lives, and as it was afterwards.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Gives logits from ``predict(x)`` where it has that method, else from ``forward``.
-    loader : iterable
-        Of ``(x, y, ...)`` or ``{"x": ..., "y": ...}``.
-    layers, further : sequence of str
-        See `nacme.taps.Taps`.
-    device : torch.device or str, optional
-        Where batches are moved to. None: where the model is.
-
-    Yields
-    ------
-    reading : Reading
-    labels : Tensor, shape [B]
-
-    Raises
-    ------
-    LayerError
-        See `nacme.taps.Taps`.
-    NacmeError
-        If the loader gives no samples, or something else than pairs.
-    """
-    with untouched(model), Taps(model, layers, further) as taps:
-        for x, labels in batches(model, loader, device):
-            yield taps.read(x), labels
-
-
-def batches(
-    model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Bring a loader's batches to where the model is, inputs in its floating point type.
-
-    Parameters
-    ----------
-    model, loader, device
-        See `observe`.
-
-    Yields
-    ------
-    x : Tensor, shape [B, ...]
-    labels : Tensor, shape [B]
-
-    Raises
-    ------
-    NacmeError
-        If the loader gives no samples, or something else than pairs.
-    """
-    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
-    place = torch.device(device) if device is not None else (tensors[0].device if tensors else torch.device("cpu"))
-    empty = True
-    for batch in loader:
-        x, y = _pair(batch)
-        x = x.to(place, non_blocking=True)
-        if x.is_floating_point() and tensors:
-            x = x.to(tensors[0].dtype)
-        empty = False
-        yield x, torch.as_tensor(y).to(place, non_blocking=True).reshape(len(x))
-    if empty:
-        raise NacmeError("the loader gave no samples; check the split and its batch size")
-
-
 def measure(
     model: nn.Module,
     loader: Iterable[Any],
@@ -445,14 +372,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
     return F.cross_entropy(logits, labels.long(), reduction="none")
-
-
-def _pair(batch: Any) -> tuple[Tensor, Any]:
-    if isinstance(batch, dict) and {"x", "y"} <= batch.keys():
-        return batch["x"], batch["y"]
-    if isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[0], Tensor):
-        return batch[0], batch[1]
-    raise NacmeError(f"the loader must give (inputs, labels) pairs of tensors, not {type(batch).__name__}")
 
 
 def mean(values: list[float]) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,10 +23,10 @@ from nacme.measurement import (
     is_correct,
     layer_key,
     mean,
-    observe,
     summarize,
 )
 from nacme.network_criteria import Collected
+from nacme.observation import not_empty, observing
 from nacme.taps import Reading, Taps
 
 #: Recorded at every checkpoint whatever is asked for.
@@ -114,9 +115,8 @@ class Recorder:
             name: replace(self.settings, **changed) for name, changed in ABLATIONS.items() if name in self.criteria
         }
         self.further = sorted({setting.layer for setting in grid if setting.layer is not None} - set(layers or ()))
-        Taps(
-            model, layers, self.further
-        )  # a layer that does not exist is better told before training than at a checkpoint
+        # a layer that does not exist is better told before training than at a checkpoint
+        Taps(model, layers, self.further)
         self.layers = layers
         self.device = device
         self.notes = dict(notes or {})
@@ -137,6 +137,28 @@ class Recorder:
         for name, loader in {**self.coverage_loaders, **self.loaders, **self.target_loaders}.items():
             recording.evaluate(name, loader)
         return recording.finish()
+
+    def memory(self, samples: int, width: int) -> int:
+        """Estimate what a recording holds until it is finished.
+
+        Parameters
+        ----------
+        samples : int
+            In all loaders together.
+        width : int
+            Neurons of a layer.
+
+        Returns
+        -------
+        int
+            Bytes.
+        """
+        distinct = {_as_counted(s) for s in (self.settings, *self.grid.values(), *self.ablations.values())}
+        layers = [1 if settings.layer else max(1, len(self.layers or ())) for settings in distinct]
+        counts = sum(8 * width * settings.bins * n for settings, n in zip(distinct, layers))
+        # activations and gradients for the criteria, and the products that "auto" holds back
+        rows = 2 + sum(n for settings, n in zip(distinct, layers) if settings.alpha == "auto")
+        return counts + 4 * samples * width * rows
 
     def start(self) -> Recording:
         """Begin a checkpoint whose splits are evaluated one by one, in an order that the caller decides.
@@ -178,19 +200,47 @@ class Recording:
         float
             Its accuracy.
         """
+        with self.split(name) as update:
+            for batch in not_empty(loader):
+                update(batch)
+        return self.accuracy(name)
+
+    @contextmanager
+    def split(self, name: str) -> Iterator[Callable[[Any], None]]:
+        """Begin a split whose batches the caller hands over one by one, as to several recordings at once.
+
+        Parameters
+        ----------
+        name : str
+            One of the recorder's loaders.
+
+        Yields
+        ------
+        callable
+            Takes a batch, ``(x, y, ...)``. What it raises, a pass over the split would.
+        """
         recorder = self._recorder
         covers = name in recorder.coverage_loaders
         tally = self._tallies[name] = Tally()
-        for whole, labels in observe(recorder.model, loader, recorder.layers, recorder.device, recorder.further):
-            reading = whole.only(whole.activations.keys() - recorder.further)
-            correct = is_correct(reading.logits, labels)
-            tally.update(reading.logits, labels, correct)
-            self._keep(name, reading, labels)
-            if covers:
-                self._covered.update(reading.logits, labels, correct)
-                for settings, counter in self._counters.items():
-                    counter.update(reading if settings.layer is None else whole.only([settings.layer]), correct)
-        return tally.accuracy()
+        with observing(recorder.model, recorder.layers, recorder.device, recorder.further) as read:
+
+            def update(batch: Any) -> None:
+                whole, labels = read(batch)
+                reading = whole.only(whole.activations.keys() - recorder.further)
+                correct = is_correct(reading.logits, labels)
+                tally.update(reading.logits, labels, correct)
+                self._keep(name, reading, labels)
+                if covers:
+                    self._covered.update(reading.logits, labels, correct)
+                    for settings, counter in self._counters.items():
+                        at = reading if settings.layer is None else whole.only([settings.layer])
+                        counter.update(at, correct)
+
+            yield update
+
+    def accuracy(self, name: str) -> float:
+        """Accuracy on a split that has been passed over."""
+        return self._tallies[name].accuracy()
 
     def _keep(self, name: str, reading: Reading, labels: Tensor) -> None:
         if name in self._recorder.target_loaders:

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nacme.measurement import observe
 from nacme.network_criteria import Collected
+from nacme.observation import observe
 from nacme.ood import functional
 from nacme.states import neuron_states
 from nacme.taps import INPUT

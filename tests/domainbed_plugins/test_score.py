@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from domainbed_plugins import backends, score, validation_data
+from domainbed_plugins import backends, checkpoint_groups, score, validation_data
 from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint
 from domainbed_plugins.train import main as train
 from nacme import load_sweep, measure
@@ -309,15 +309,124 @@ def test_all_checkpoints_that_share_a_split_share_its_decoding(sweep, monkeypatc
         score._report(outcome)
 
 
-def test_what_does_not_fit_is_decoded_again_and_told(sweep, monkeypatch, capsys):
+@pytest.mark.parametrize(("models", "passes"), [(1, 3), (2, 2), (3, 1), (None, 1)])
+def test_what_does_not_fit_is_decoded_again_for_each_group_and_told(models, passes, sweep, monkeypatch, capsys):
     _as_folders(sweep, monkeypatch, {"a": [1]})
-    outcome = score.score(sweep / "a", None, OPTIONS, cache_gb=3 * 8 * (1024 + 8) / 2**30)
+    three = 3 * 8 * (1024 + 8) / 2**30
+    outcome = score.score(sweep / "a", None, OPTIONS, cache_gb=three, models=models)
     assert outcome.measured == 3
     told = [line for line in capsys.readouterr().err.splitlines() if "does not fit" in line]
     assert len(told) == 2
-    once, again = 3 * 8, 2 * 8 * 3
-    looks = 3 + 2 * 3
+    once, again, looks = 3 * 8, 2 * 8 * passes, 5
     assert Counted.decoded == once + again + looks
+
+
+def _measured(sweep, models, options=OPTIONS):
+    """What scoring so many checkpoints at a time records."""
+    outcome = score.score(sweep, None, options, models=models)
+    assert (outcome.measured, outcome.failures) == (6, [])
+    found = {}
+    for path in sweep.glob("*/nac.jsonl"):
+        found[path.parent.name] = path.read_text()
+        path.unlink()
+    return found
+
+
+@pytest.mark.parametrize("models", [2, 4, 6, None])
+def test_values_do_not_depend_on_how_many_are_measured_at_a_time(models, sweep, monkeypatch):
+    # runs that left out other environments share those that both trained on
+    _as_folders(sweep, monkeypatch, {"a": [1], "b": [0]})
+    options = score.ScoreOptions(
+        SETTINGS, grid=(CoverageSettings("auto", 20, 0.1, layer="featurizer.norm2"),), target_unlabeled=True
+    )
+    assert _measured(sweep, models, options) == _measured(sweep, 1, options)
+
+
+@pytest.mark.parametrize("models", [2, 6])
+def test_random_numbers_do_not_depend_on_how_many_are_measured_at_a_time(models, sweep, monkeypatch):
+    plain = _measured(sweep, 1)
+    predict = backends.embedded().algorithms.ERM.predict
+
+    def noisy(self, x):
+        logits = predict(self, x)
+        return logits + torch.randn(logits.shape)
+
+    monkeypatch.setattr(backends.embedded().algorithms.ERM, "predict", noisy)
+    options = score.ScoreOptions(SETTINGS, layers=["featurizer.norm2"])
+    alone = _measured(sweep, 1, options)
+    assert alone != plain
+    assert _measured(sweep, models, options) == _measured(sweep, 1, options) == alone
+
+
+def test_an_algorithm_that_fails_leaves_the_others_of_its_group_alone(sweep, monkeypatch):
+    plain = _measured(sweep, 6)
+    calls, predict = [], backends.embedded().algorithms.GroupDRO.predict
+
+    def failing(self, x):
+        calls.append(len(x))
+        if len(calls) == 5:
+            raise ValueError("no such\nluck")
+        return predict(self, x)
+
+    monkeypatch.setattr(backends.embedded().algorithms.GroupDRO, "predict", failing)
+    outcome = score.score(sweep, None, OPTIONS, models=6)
+    assert outcome.measured == 5
+    (failure,) = outcome.failures
+    assert re.search(r"b/model_step10.pkl cannot be measured: ValueError: no such$", failure)
+    kept = [line for line in plain["b"].splitlines(keepends=True) if json.loads(line)["step"] != 10]
+    assert (sweep / "a" / "nac.jsonl").read_text() == plain["a"]
+    assert (sweep / "b" / "nac.jsonl").read_text() == "".join(kept)
+
+
+def test_a_network_of_nan_leaves_the_others_of_its_group_alone(sweep):
+    plain = _measured(sweep, 6)
+    path = sweep / "a" / "model_step10.pkl"
+    checkpoint = load_checkpoint(path)
+    checkpoint["model_dict"]["classifier.weight"].fill_(torch.nan)
+    torch.save(checkpoint, path)
+    found = _measured(sweep, 6)
+    assert found["b"] == plain["b"]
+    assert found["a"].splitlines()[::2] == plain["a"].splitlines()[::2]
+    assert json.loads(found["a"].splitlines()[1])["nac_me"] is None
+
+
+def test_a_device_without_memory_for_a_group_measures_smaller_ones(sweep, monkeypatch):
+    plain = _measured(sweep, 1)
+    built, predict = [], backends.embedded().algorithms.ERM.predict
+
+    def build(*args):
+        built.append(build_algorithm(*args))
+        return built[-1]
+
+    def crowded(self, x):
+        at_work = [network for network in built if not network.training]
+        if len(at_work) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return predict(self, x)
+
+    monkeypatch.setattr(checkpoint_groups, "build_algorithm", build)
+    monkeypatch.setattr(backends.embedded().algorithms.ERM, "predict", crowded)
+    assert _measured(sweep, 6) == plain
+
+
+def test_memory_decides_how_many_are_measured_at_a_time(sweep, monkeypatch):
+    sizes = []
+    measure_next = checkpoint_groups.GroupScorer.measure_next
+
+    def watched(self, waiting):
+        results = measure_next(self, waiting)
+        sizes.append(len(results))
+        return results
+
+    monkeypatch.setattr(checkpoint_groups.GroupScorer, "measure_next", watched)
+    assert _measured(sweep, None).keys() == {"a", "b"}
+    assert sizes == [6]
+    monkeypatch.setattr(checkpoint_groups, "free_memory", lambda: 2**22)
+    sizes.clear()
+    _measured(sweep, None)
+    assert sizes == [1] * 6
+    with pytest.raises(ConfigError, match="--models 0: at least one"):
+        score.score(sweep, None, OPTIONS, models=0)
 
 
 def test_data_that_depends_on_the_seed_is_not_shared():
