@@ -119,7 +119,8 @@ def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) ->
     if spec.eval_splits == "fast" and spec.split == "out":
         images *= 1 - (1 - args["holdout_fraction"]) * train_envs / n_envs
     trained = 3 * steps * hparams["batch_size"] * train_envs
-    kept = checkpoints if "all" in spec.keep else min(checkpoints, max(1, len(set(spec.keep))))
+    # of all, the last is there twice: as model.pkl, too
+    kept = checkpoints + 1 if "all" in spec.keep else min(checkpoints, max(1, len(set(spec.keep))))
     done = {"done": int(job.state == "done")} if counted else {}
     return {
         "network": name,

@@ -218,3 +218,13 @@ def test_plan_counts_what_the_sweep_makes(tmp_path, capsys):
     assert coloured["dataset"] == "ColoredDigits"
     assert total["runs"] == 4
     assert total["hours"] > 0
+
+
+def test_plan_counts_each_file_that_is_kept(tmp_path, capsys):
+    gigabytes = []
+    for keep in (["last"], ["best:nac_me", "last"], "all"):
+        spec = write_yaml(tmp_path / "spec.yaml", keep=keep)
+        sweep_commands.plan_command(spec, None, None, None, "json")
+        gigabytes.append(json.loads(capsys.readouterr().out)[0]["gigabytes"])
+    # two runs of three checkpoints, of which the last is model.pkl as well
+    assert gigabytes == pytest.approx([2 * files * 1e-4 for files in (1, 2, 4)])
