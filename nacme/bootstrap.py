@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +46,8 @@ def run_weights(n_runs: int, n_boot: int, rng: np.random.Generator) -> Array:
     """
     if not n_runs:
         return np.empty((n_boot, 0))
-    return rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs), size=n_boot).astype(float)
+    drawn = rng.integers(n_runs, size=(n_boot, n_runs)) + n_runs * np.arange(n_boot)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n_boot * n_runs).reshape(n_boot, n_runs).astype(float)
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:
@@ -52,27 +55,27 @@ def weighted_mean(values: Array, weights: Array) -> Array:
 
     Parameters
     ----------
-    values : ndarray, shape (n_runs,)
+    values : ndarray, shape (n_runs, ...)
         NaN where undefined.
     weights : ndarray, shape (n_boot, n_runs)
         How often each run counts.
 
     Returns
     -------
-    ndarray, shape (n_boot,)
+    ndarray, shape (n_boot, ...)
         NaN where no defined run counts.
     """
     defined = np.isfinite(values)
-    total = weights[:, defined].sum(1)
-    return np.asarray(weights[:, defined] @ values[defined] / np.where(total > 0, total, np.nan))
+    total = weights @ defined
+    return np.asarray(weights @ np.where(defined, values, 0) / np.where(total > 0, total, np.nan))
 
 
-def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[float, float]:
+def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[Any, Any]:
     """Return the expanded percentile interval of bootstrap draws; NaN twice if none is defined.
 
     Parameters
     ----------
-    draws : ndarray, shape (n_boot,)
+    draws : ndarray, shape (n_boot, ...)
         NaN draws (resamples in which the statistic is undefined) are left out.
     confidence : float
         Between 0 and 1.
@@ -81,7 +84,7 @@ def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[f
 
     Returns
     -------
-    low, high : float
+    low, high : float, or ndarray of shape (...)
 
     Notes
     -----
@@ -96,12 +99,15 @@ def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[f
     """
     from scipy.special import ndtr, stdtrit
 
-    defined = draws[np.isfinite(draws)]
-    if not len(defined):
-        return float("nan"), float("nan")
     tail = ndtr(np.sqrt(n_runs / (n_runs - 1)) * stdtrit(n_runs - 1, (1 - confidence) / 2))
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return float(low), float(high)
+    defined = np.isfinite(draws)
+    if defined.all():
+        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    else:
+        with warnings.catch_warnings():  # of columns without a defined draw, which are NaN as they should
+            warnings.simplefilter("ignore", RuntimeWarning)
+            low, high = np.nanquantile(np.where(defined, draws, np.nan), [tail, 1 - tail], axis=0)
+    return low, high
 
 
 def bca_interval(draws: Array, estimate: float, jackknife: Array, confidence: float) -> tuple[float, float]:

@@ -161,16 +161,14 @@ class _WithinRuns:
     """The difference of two means over runs of a statistic within each run."""
 
     def __init__(self, cell: Cell, a: str, b: str, statistic: Statistic) -> None:
-        (x_a, x_b), y, _, codes = cell.defined([a, b])
-        correlate = statistics.kendall_tau if statistic == "kendall_tau" else statistics.spearman_rho
-        runs = [codes == r for r in range(cell.n_runs)]
-        values = np.array([[correlate(x[r], y[r]) for r in runs] for x in (x_a, x_b)]).reshape(2, len(runs))
-        defined = np.isfinite(values).all(0)
+        xs, y, step, codes = cell.defined([a, b])
+        values = np.stack([statistics.within_runs(x, y, step, codes, cell.n_runs)[statistic] for x in xs])
+        defined = np.asarray(np.isfinite(values).all(0))
         self._values = values[:, defined]
         self.n_runs = int(defined.sum())
-        self.n_checkpoints = sum(int(r.sum()) for r, kept in zip(runs, defined) if kept)
+        self.n_checkpoints = int(defined[codes].sum())
         left = cell.n_runs - self.n_runs
-        self.reason = f"undefined in {left} of {cell.n_runs} runs" if left or not runs else None
+        self.reason = f"undefined in {left} of {cell.n_runs} runs" if left or not cell.n_runs else None
         if self.n_runs == 1:
             self.reason = "interval and p-value undefined: one run"
 

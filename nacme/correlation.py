@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ CORRELATE_COLUMNS = (
     "partial_spearman_step",
 )
 CELL = ["dataset", "algorithm", "test_env"]
+STATISTICS = ("kendall_tau", "spearman_rho", "weighted_tau", "partial_spearman_step")
 _NAN = float("nan")
 
 
@@ -106,15 +108,16 @@ def rank_correlation(
     step0_note, cells = split_cells(df, names, population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
     where: dict[str, list[str]] = {}
-    for cell in cells:
+    of_runs = {name: run_statistics(cells, name) for name in names} if population == "run" else {}
+    for number, cell in enumerate(cells):
         weights = bootstrap.run_weights(cell.n_runs, n_boot, bootstrap.generator(seed, cell.label))
         for name in names:
-            (x,), y, step, codes = cell.defined([name])
-            estimates, reasons = (_within_runs if population == "run" else _across_runs)(
-                x, y, step, codes, weights, confidence
-            )
-            if len(x) < len(cell.step):
-                reasons = [f"undefined at {len(cell.step) - len(x)} of {len(cell.step)} checkpoints", *reasons]
+            if population == "run":
+                estimates, reasons = _within_runs(cell, name, of_runs[name][number], weights, confidence)
+            else:
+                estimates, reasons = _across_runs(cell, name, weights, confidence)
+            if missing := cell.n_undefined(name):
+                reasons = [f"undefined at {missing} of {len(cell.step)} checkpoints", *reasons]
             for reason in reasons:
                 where.setdefault(f"{name}: {reason}", []).append(cell.label)
             results.append({**cell.key, "population": population, "criterion": name, **estimates})
@@ -147,7 +150,7 @@ class Cell:
     accuracy, step : ndarray, shape (n,)
         Test accuracy (NaN where undefined) and step.
     codes : ndarray of int, shape (n,)
-        Number of the run, from 0 to R - 1.
+        Number of the run, from 0 to R - 1, in ascending order.
     n_runs : int
         R.
     """
@@ -163,6 +166,10 @@ class Cell:
     def label(self) -> str:
         """The cell in words."""
         return "{dataset}, {algorithm}, env {test_env}".format(**self.key)
+
+    def n_undefined(self, name: str) -> int:
+        """Count the checkpoints where the criterion or the accuracy is undefined."""
+        return int((~np.isfinite(self.values[name] + self.accuracy)).sum())
 
     def defined(self, names: Sequence[str]) -> tuple[list[Array], Array, Array, npt.NDArray[np.intp]]:
         """Return values, accuracy, step and run where accuracy and all the named criteria are defined."""
@@ -190,28 +197,40 @@ def split_cells(
     cells : list of Cell
         In order of dataset, algorithm and test env.
     """
+    import pandas as pd
+
     df = df.reset_index(drop=True)
     rows = single_env_rows(df)
     if pool_algorithms:
         rows = rows.assign(algorithm="all")
-    step0 = rows["step"] == 0
-    counted = rows if include_step0 else rows[~step0]
-    key = [*CELL, "run"] if population == "run" else CELL
-    populations = counted.groupby(key).ngroup().astype(float).reindex(df.index)
-    values = {name: oriented_values(df, name, populations) for name in names}
+    grouped = rows.groupby(CELL, sort=True)
+    where = rows.index.to_numpy()
+    cell_of, run_of = (np.full(len(df), -1) for _ in range(2))
+    cell_of[where] = grouped.ngroup()
+    run_of[where] = rows.groupby("run", sort=False).ngroup()
+    step = df["step"].to_numpy(float)
+    step0 = (cell_of >= 0) & (step == 0)
+    counted = (cell_of >= 0) & (include_step0 | ~step0)
+    number = np.where(counted, run_of if population == "run" else cell_of, np.nan)
+    populations = pd.Series(number, index=df.index)
+    values = {name: oriented_values(df, name, populations).to_numpy(float) for name in names}
+    accuracy = df["test_acc"].to_numpy(float)
+    order = np.flatnonzero(counted)
+    order = order[np.lexsort((run_of[order], cell_of[order]))]
+    keys: list[Any] = sorted(grouped.indices)
+    bounds = np.searchsorted(cell_of[order], np.arange(len(keys) + 1))
     cells = []
-    held: dict[Any, Any] = counted.groupby(CELL).groups
-    for of_cell, _ in rows.groupby(CELL, sort=True):
-        group = counted.loc[held.get(of_cell, [])]
-        runs, codes = np.unique(group["run"].to_numpy(str), return_inverse=True)
+    for i, key in enumerate(keys):
+        mine = order[bounds[i] : bounds[i + 1]]
+        new = np.diff(run_of[mine], prepend=-1) != 0
         cells.append(
             Cell(
-                key=dict(zip(CELL, of_cell)),
-                values={name: series[group.index].to_numpy() for name, series in values.items()},
-                accuracy=group["test_acc"].to_numpy(float),
-                step=group["step"].to_numpy(float),
-                codes=codes,
-                n_runs=len(runs),
+                key=dict(zip(CELL, key)),
+                values={name: of_all[mine] for name, of_all in values.items()},
+                accuracy=accuracy[mine],
+                step=step[mine],
+                codes=np.cumsum(new) - 1,
+                n_runs=int(new.sum()),
             )
         )
     said = "counts" if include_step0 else "is left out"
@@ -221,50 +240,62 @@ def split_cells(
 Estimates = dict[str, float | int]
 
 
+def run_statistics(cells: Sequence[Cell], name: str) -> list[dict[str, Array]]:
+    """Correlate a criterion within each run.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+    name : str
+
+    Returns
+    -------
+    list of dict of str to ndarray, shape (R,)
+        For each cell what `nacme.statistics.within_runs` gives, and ``n_checkpoints``, the number that counted.
+    """
+    defined = [cell.defined([name]) for cell in cells]
+    firsts = np.cumsum([0, *(cell.n_runs for cell in cells)])
+    x = np.concatenate([values for (values,), *_ in defined])
+    y, step = (np.concatenate([of_cell[i] for of_cell in defined]) for i in (1, 2))
+    run = np.concatenate([of_cell[3] + first for of_cell, first in zip(defined, firsts)])
+    whole = statistics.within_runs(x, y, step, run, int(firsts[-1]))
+    whole["n_checkpoints"] = np.bincount(run, minlength=firsts[-1]).astype(float)
+    return [
+        {kind: values[first:last] for kind, values in whole.items()} for first, last in itertools.pairwise(firsts)
+    ]
+
+
 def _within_runs(
-    x: Array, y: Array, step: Array, codes: npt.NDArray[np.intp], weights: Array, confidence: float
+    cell: Cell, name: str, of_runs: dict[str, Array], weights: Array, confidence: float
 ) -> tuple[Estimates, list[str]]:
     """Average the statistics over runs; the interval is over runs."""
-    n_runs = weights.shape[1]
-    taus, rhos, weighteds, partials = (np.full(n_runs, np.nan) for _ in range(4))
-    why: Counter[str] = Counter()
-    n_checkpoints = 0
-    for r in range(n_runs):
-        mine = codes == r
-        if reason := _degenerate(x[mine], y[mine]):
-            why[reason] += 1
-            continue
-        n_checkpoints += int(mine.sum())
-        taus[r] = statistics.kendall_tau(x[mine], y[mine])
-        rhos[r] = statistics.spearman_rho(x[mine], y[mine])
-        weighteds[r] = statistics.weighted_tau(x[mine], y[mine])
-        partials[r] = statistics.partial_spearman(x[mine], y[mine], step[mine])
-    defined = int(np.isfinite(taus).sum())
+    values = np.stack([of_runs[kind] for kind in STATISTICS], axis=1)
+    is_defined = np.isfinite(values[:, 0])
+    defined = int(is_defined.sum())
     reasons = []
-    if defined < n_runs or not n_runs:
+    if defined < cell.n_runs or not cell.n_runs:
+        (x,), y, _, codes = cell.defined([name])
+        why = Counter(_degenerate(x[codes == r], y[codes == r]) for r in np.flatnonzero(~is_defined))
         listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(why.items())) or "no checkpoint"
-        reasons.append(f"undefined in {n_runs - defined} of {n_runs} runs ({listed})")
-    partial = int(np.isfinite(partials).sum())
+        reasons.append(f"undefined in {cell.n_runs - defined} of {cell.n_runs} runs ({listed})")
+    partial = int(np.isfinite(values[:, 3]).sum())
     if partial < defined:
         reasons.append(
             f"partial_spearman_step undefined in {defined - partial} of {defined} runs (fewer than 4 "
             "checkpoints, or monotone in the step)"
         )
-    draws = [bootstrap.weighted_mean(values, weights) for values in (taus, rhos)]
-    whole = np.ones((1, n_runs))
-    tau, rho, weighted, given = (
-        float(bootstrap.weighted_mean(values, whole)[0]) for values in (taus, rhos, weighteds, partials)
-    )
-    return _estimates(n_checkpoints, defined, (tau, rho, weighted, given), draws, confidence, reasons)
+    draws = bootstrap.weighted_mean(values[:, :2], weights)
+    means = bootstrap.weighted_mean(values, np.ones((1, cell.n_runs)))[0]
+    n_checkpoints = int(of_runs["n_checkpoints"][is_defined].sum())
+    return _estimates(n_checkpoints, defined, means, draws, confidence, reasons)
 
 
-def _across_runs(
-    x: Array, y: Array, step: Array, codes: npt.NDArray[np.intp], weights: Array, confidence: float
-) -> tuple[Estimates, list[str]]:
+def _across_runs(cell: Cell, name: str, weights: Array, confidence: float) -> tuple[Estimates, list[str]]:
     """One statistic over all checkpoints of all runs; the interval resamples whole runs."""
+    (x,), y, step, codes = cell.defined([name])
     present, codes = np.unique(codes, return_inverse=True)
     if reason := _degenerate(x, y):
-        return _estimates(len(x), len(present), (_NAN,) * 4, [], confidence, [f"undefined: {reason}"])
+        return _estimates(len(x), len(present), (_NAN,) * 4, None, confidence, [f"undefined: {reason}"])
     pairs = statistics.RunPairs(x, y, codes)
     whole, weights = np.ones((1, len(present))), weights[:, present]
     partial = statistics.partial_spearman(x, y, step)
@@ -277,7 +308,7 @@ def _across_runs(
         statistics.weighted_tau(x, y),
         partial,
     )
-    draws = [pairs.kendall(weights), pairs.spearman(weights)]
+    draws = np.stack([pairs.kendall(weights), pairs.spearman(weights)], axis=1)
     return _estimates(len(x), len(present), estimates, draws, confidence, reasons)
 
 
@@ -293,29 +324,18 @@ def _degenerate(x: Array, y: Array) -> str | None:
 def _estimates(
     n_checkpoints: int,
     n_runs: int,
-    values: tuple[float, ...],
-    draws: Sequence[Array],
+    values: Iterable[float],
+    draws: Array | None,
     confidence: float,
     reasons: list[str],
 ) -> tuple[Estimates, list[str]]:
-    """Lay out one row's numbers; ``values`` are tau, rho, weighted tau, partial rho."""
-    intervals = [(_NAN, _NAN), (_NAN, _NAN)]
-    if n_runs >= 2 and draws:
-        intervals = [bootstrap.percentile_interval(d, confidence, n_runs) for d in draws]
+    """Lay out one row's numbers; ``values`` are in the order of STATISTICS, ``draws`` of the first two."""
+    low, high = (_NAN, _NAN), (_NAN, _NAN)
+    if n_runs >= 2 and draws is not None:
+        low, high = (ends.tolist() for ends in bootstrap.percentile_interval(draws, confidence, n_runs))
     elif n_runs == 1:
         reasons = [*reasons, "intervals undefined: one run"]
-    (tau_low, tau_high), (rho_low, rho_high) = intervals
-    tau, rho, weighted, partial = values
-    row: Estimates = {
-        "n_checkpoints": n_checkpoints,
-        "n_runs": n_runs,
-        "kendall_tau": tau,
-        "kendall_low": tau_low,
-        "kendall_high": tau_high,
-        "spearman_rho": rho,
-        "spearman_low": rho_low,
-        "spearman_high": rho_high,
-        "weighted_tau": weighted,
-        "partial_spearman_step": partial,
-    }
+    row: Estimates = {"n_checkpoints": n_checkpoints, "n_runs": n_runs}
+    row |= {kind: float(value) for kind, value in zip(STATISTICS, values)}
+    row |= {"kendall_low": low[0], "kendall_high": high[0], "spearman_low": low[1], "spearman_high": high[1]}
     return row, reasons

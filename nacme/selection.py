@@ -109,18 +109,24 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
     import pandas as pd
 
     key = population_key(per)
+    df = df.reset_index(drop=True)
     rows = single_env_rows(df)
-    oracle = rows.groupby(key, as_index=False).agg(oracle_acc=("test_acc", "max"), n=("step", "size"))
+    number = rows.groupby(key).ngroup()
+    oracle = rows.groupby(number).agg(oracle_acc=("test_acc", "max"), n=("step", "size"))
+    oracle = rows.loc[~number.duplicated(), key].set_index(number[~number.duplicated()]).join(oracle).sort_index()
     names = [criterion] if isinstance(criterion, str) else list(criterion)
     if not names:
         raise ConfigError("no criterion given; name at least one")
     tables = []
     for name in names:
-        ranked = rank_checkpoints(df, name, per)
-        _warn_undefined(name, per, oracle, ranked.groupby(key, as_index=False).size(), key)
-        wanted = dict.fromkeys([*key, "run", "hparams_seed", "step", "value", "test_acc", "checkpoint"])
-        chosen = ranked.drop_duplicates(key)[list(wanted)]
-        table = oracle.drop(columns="n").merge(chosen, on=key, how="left")
+        scored = _score(df, rows, number, name)
+        sizes = scored.groupby("_population").size().reindex(oracle.index, fill_value=0)
+        _warn_undefined(name, per, oracle.assign(size=sizes), key)
+        # sorting the few that tie for first place is much cheaper than sorting all
+        best = scored.groupby("_population")["_score"].transform("max")
+        chosen = _in_order(scored[scored["_score"] == best]).drop_duplicates("_population")
+        wanted = [c for c in ("run", "hparams_seed", "step", "value", "test_acc", "checkpoint") if c not in key]
+        table = oracle.drop(columns="n").join(chosen.set_index("_population")[wanted])
         table["criterion"] = name
         table["regret"] = 100 * (table["oracle_acc"] - table["test_acc"])
         tables.append(table)
@@ -147,23 +153,28 @@ def rank_checkpoints(df: pd.DataFrame, criterion: str, per: Per) -> pd.DataFrame
     """
     df = df.reset_index(drop=True)
     rows = single_env_rows(df)
-    populations = rows.groupby(population_key(per)).ngroup().astype(float).reindex(df.index)
-    values = criterion_values(df, criterion, populations)
-    score = values if get_criterion(criterion).higher_is_better else -values
-    ranked: pd.DataFrame = (
-        rows.assign(value=values, _score=score)
-        .dropna(subset="_score")
-        .sort_values(["_score", "hparams_seed", "run", "step"], ascending=[False, False, False, True])
-        .drop(columns="_score")
-    )
+    number = rows.groupby(population_key(per)).ngroup()
+    ranked: pd.DataFrame = _in_order(_score(df, rows, number, criterion)).drop(columns=["_score", "_population"])
     return ranked
 
 
-def _warn_undefined(
-    name: str, per: str, population: pd.DataFrame, defined: pd.DataFrame, key: Sequence[str]
-) -> None:
+def _score(df: pd.DataFrame, rows: pd.DataFrame, number: pd.Series[int], criterion: str) -> pd.DataFrame:
+    """Return the rows where a criterion is defined, with its value, its score and the number of the population."""
+    values = criterion_values(df, criterion, number.astype(float).reindex(df.index))
+    score = values if get_criterion(criterion).higher_is_better else -values
+    scored: pd.DataFrame = rows.assign(value=values, _score=score, _population=number).dropna(subset="_score")
+    return scored
+
+
+def _in_order(scored: pd.DataFrame) -> pd.DataFrame:
+    """Sort so that the checkpoint to select comes first."""
+    columns = ["_score", "hparams_seed", "run", "step"]
+    ordered: pd.DataFrame = scored.sort_values(columns, ascending=[False, False, False, True])
+    return ordered
+
+
+def _warn_undefined(name: str, per: str, counts: pd.DataFrame, key: Sequence[str]) -> None:
     """Say in one line where a criterion has no value, so that nothing is skipped silently."""
-    counts = population.merge(defined, on=list(key), how="left").fillna({"size": 0})
     empty = counts.loc[counts["size"] == 0]
     partly = counts.loc[(counts["size"] > 0) & (counts["size"] < counts["n"])]
     parts = []

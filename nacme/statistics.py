@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 _CHUNK = 4_000_000  # numbers per temporary array
+_LEAST_GIVEN = 4  # checkpoints for a partial correlation
+_MONOTONE = 1e-14  # rounding leaves a monotone pair a few 1e-16 short of 1; the least true gap is about 1 / n^3
 
 
 def kendall_tau(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
@@ -71,12 +73,11 @@ def partial_spearman(x: npt.ArrayLike, y: npt.ArrayLike, given: npt.ArrayLike) -
         ``x`` or ``y`` is a monotone function of ``given``, or if ``n < 4``: with three points the formula can
         only give 1 or -1.
     """
-    if len(np.asarray(x)) < 4:
+    if len(np.asarray(x)) < _LEAST_GIVEN:
         return float("nan")
     xy, xz, yz = spearman_rho(x, y), spearman_rho(x, given), spearman_rho(y, given)
     rest = (1 - xz**2) * (1 - yz**2)
-    # Rounding leaves a monotone pair a few 1e-16 short of 1; the least true gap is about 1 / n^3.
-    if not rest > 1e-14:
+    if not rest > _MONOTONE:
         return float("nan")
     return float(np.clip((xy - xz * yz) / np.sqrt(rest), -1, 1))
 
@@ -99,8 +100,8 @@ def weighted_tau(values: npt.ArrayLike, accuracy: npt.ArrayLike) -> float:
     Notes
     -----
     `scipy.stats.weightedtau` with its additive hyperbolic weights ``1 / (1 + r)``, where ``r`` is the rank by
-    *accuracy alone*, best first, ties sharing their best rank. SciPy's default averages this with the
-    ranking by criterion, and its ``rank=None`` breaks ties of accuracy by the criterion: either way a
+    *accuracy alone*, best first, ties sharing a rank and no rank left out. SciPy's default averages this with
+    the ranking by criterion, and its ``rank=None`` breaks ties of accuracy by the criterion: either way a
     criterion would have a say in which of its mistakes count, and turning it round would do more than turn
     the sign. Without ties in accuracy this equals ``weightedtau(accuracy, values, rank=None)``.
 
@@ -113,8 +114,72 @@ def weighted_tau(values: npt.ArrayLike, accuracy: npt.ArrayLike) -> float:
     x, y = np.asarray(values, float), np.asarray(accuracy, float)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    rank = rankdata(-y, method="min").astype(np.intp) - 1
+    rank = rankdata(-y, method="dense").astype(np.intp) - 1
     return float(weightedtau(y, x, rank=rank).statistic)
+
+
+def within_runs(
+    x: npt.ArrayLike, y: npt.ArrayLike, step: npt.ArrayLike, run: npt.ArrayLike, n_runs: int
+) -> dict[str, Array]:
+    """The statistics above, within each of many runs at once.
+
+    Parameters
+    ----------
+    x, y, step : array_like, shape (n,)
+        Criterion (turned so that higher is better), test accuracy and step of each checkpoint; finite.
+    run : array_like of int, shape (n,)
+        Which run each belongs to, from 0 to ``n_runs - 1``, in ascending order.
+    n_runs : int
+        R. A run may have no checkpoint.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (R,)
+        ``kendall_tau``, ``spearman_rho``, ``weighted_tau`` and ``partial_spearman_step``, as `kendall_tau`,
+        `spearman_rho`, `weighted_tau` and `partial_spearman` give them; NaN where they do.
+    """
+    run = np.asarray(run)
+    lengths = np.bincount(run, minlength=n_runs)
+    longest = max(1, int(lengths.max(initial=0)))
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(run)) - starts[run]
+    # Missing checkpoints are NaN, which is neither above nor below anything: they add nothing to any sum.
+    padded = np.full((3, n_runs, longest), np.nan)
+    for values, row in zip(padded, (x, y, step)):
+        values[run, place] = row
+    chunk = max(1, _CHUNK // longest**2)
+    parts = [_of_runs(padded[:, i : i + chunk], lengths[i : i + chunk]) for i in range(0, n_runs, chunk)]
+    names = ("kendall_tau", "spearman_rho", "weighted_tau", "partial_spearman_step")
+    joined = np.concatenate(parts, axis=1) if parts else np.empty((len(names), 0))
+    return dict(zip(names, joined))
+
+
+def _of_runs(padded: Array, lengths: npt.NDArray[np.intp]) -> Array:
+    """Return the four statistics, shape (4, R), of criterion, accuracy and step padded to shape (3, R, L)."""
+    dx, dy, dz = (_signs_within(values) for values in padded)
+    concord, untied_x, untied_y = (
+        np.einsum("rij,rij->ri", u, v).astype(float) for u, v in ((dx, dy), (dx, dx), (dy, dy))
+    )
+    ranks = [signs.sum(-1).astype(float) for signs in (dx, dy, dz)]  # twice the centred average ranks
+    tau = _ratio(concord.sum(1), untied_x.sum(1) * untied_y.sum(1))
+    # how many different accuracies are better: each that is counts for its share of those tied with it
+    share = 1 / np.maximum(lengths[:, None] - untied_y, 1)
+    better = np.einsum("rij,rj->ri", dy < 0, share)
+    weight = 1 / (1 + np.rint(better))
+    weighted = _ratio((weight * concord).sum(1), (weight * untied_x).sum(1) * (weight * untied_y).sum(1))
+    xy, xz, yz = (
+        _ratio((ranks[a] * ranks[b]).sum(1), (ranks[a] ** 2).sum(1) * (ranks[b] ** 2).sum(1))
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    )
+    rest = (1 - xz**2) * (1 - yz**2)
+    given = np.where((rest > _MONOTONE) & (lengths >= _LEAST_GIVEN), _ratio(xy - xz * yz, rest), np.nan)
+    return np.stack([tau, xy, weighted, given])
+
+
+def _signs_within(values: Array) -> npt.NDArray[np.float32]:
+    """Signs of the differences of all pairs in a row, shape (R, L, L); sums of them are exact in float32."""
+    above = values[:, :, None] > values[:, None, :]
+    return np.asarray(above.view(np.int8) - above.transpose(0, 2, 1).view(np.int8), np.float32)
 
 
 def _centred_ranks(x: npt.ArrayLike) -> Array:
@@ -160,33 +225,48 @@ class RunPairs:
         # The sum of w_j sign(x_i - x_j) is twice the centred average rank of i in the resample.
         a, b = (np.asarray(above @ weights.T.astype(np.float32), float) for above in self._above)
         times = weights.T[self._run]
-        product, square_a, square_b = (np.einsum("nb,nb,nb->b", times, u, v) for u, v in ((a, b), (a, a), (b, b)))
+        wa, wb = times * a, times * b
+        product, square_a, square_b = (np.einsum("nb,nb->b", u, v) for u, v in ((wa, b), (wa, a), (wb, b)))
         return _ratio(product, square_a * square_b)
-
-    def _signs(self) -> Iterator[tuple[int, slice, Array, Array]]:
-        """Yield each run's number, its rows, and the signs of its differences to all checkpoints."""
-        for r, (start, end) in enumerate(zip(self._starts, [*self._starts[1:], len(self._x)])):
-            rows = slice(start, end)
-            yield r, rows, np.sign(self._x[rows, None] - self._x), np.sign(self._y[rows, None] - self._y)
 
     @functools.cached_property
     def _sums(self) -> Array:
         """Sums over the pairs of two runs, shape (3, R, R): concordance, pairs untied in x, and in y."""
         count = len(self._starts)
         sums = np.empty((3, count, count))
-        for r, _, dx, dy in self._signs():
-            for k, of_pairs in enumerate((dx * dy, np.abs(dx), np.abs(dy))):
-                sums[k, r] = np.add.reduceat(of_pairs.sum(0), self._starts)
+        for r, (start, end) in enumerate(itertools.pairwise([*self._starts, len(self._x)])):
+            dx, dy = (_signs(values[start:end], values) for values in (self._x, self._y))
+            # a row of signs is summed over few checkpoints: far from the 2^24 where float32 rounds
+            sums[0, r] = np.add.reduceat((dx * dy).sum(0, dtype=np.float32), self._starts)
+        for k, untied in enumerate(self._untied, start=1):
+            sums[k] = np.add.reduceat(untied, self._starts, axis=0)
         return sums
 
-    @functools.cached_property
+    @property
     def _above(self) -> npt.NDArray[np.float32]:
         """Sums of signs over the checkpoints of a run, shape (2, n, R); small integers, so exact in float32."""
-        above = np.empty((2, len(self._x), len(self._starts)), np.float32)
-        for _, rows, dx, dy in self._signs():
-            above[0, rows] = np.add.reduceat(dx, self._starts, axis=1)
-            above[1, rows] = np.add.reduceat(dy, self._starts, axis=1)
-        return above
+        return self._compared[0]
+
+    @property
+    def _untied(self) -> npt.NDArray[np.float32]:
+        """Checkpoints of a run that differ from each checkpoint, shape (2, n, R)."""
+        return self._compared[1]
+
+    @functools.cached_property
+    def _compared(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        above, untied = (np.empty((2, len(self._x), len(self._starts)), np.float32) for _ in range(2))
+        for k, values in enumerate((self._x, self._y)):
+            for r, of_run in enumerate(np.split(values, self._starts[1:])):
+                ordered = np.sort(of_run)
+                less, not_more = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+                more = len(of_run) - not_more
+                above[k, :, r], untied[k, :, r] = less - more, less + more
+        return above, untied
+
+
+def _signs(u: Array, v: Array) -> npt.NDArray[np.int8]:
+    """Signs of the differences of all elements of two arrays, shape (U, V)."""
+    return np.asarray((u[:, None] > v).view(np.int8) - (u[:, None] < v).view(np.int8))
 
 
 def _ratio(numerator: Array, square: Array) -> Array:

@@ -76,6 +76,8 @@ def test_weighted_tau_by_hand() -> None:
     assert statistics.weighted_tau([3, 4, 2, 1], [4, 3, 2, 1]) == pytest.approx(1 - 2 * (3 / 2) / (25 / 4))
     # Swapping the worst two turns 1/3 + 1/4 only.
     assert statistics.weighted_tau([4, 3, 1, 2], [4, 3, 2, 1]) == pytest.approx(1 - 2 * (7 / 12) / (25 / 4))
+    # Ties in accuracy share a weight: 1, 1 and 1/2. Of the three pairs one is untied in both, with weight 3/2.
+    assert statistics.weighted_tau([0, 0, 1], [0, 1, 1]) == pytest.approx(1.5 / np.sqrt(3.5 * 3))
 
 
 def test_tau_b_by_hand() -> None:
@@ -106,6 +108,26 @@ def test_partial_spearman_is_undefined_where_the_step_explains_all(x: list[int],
 
 def test_partial_spearman_of_three_points_is_undefined() -> None:
     assert np.isnan(statistics.partial_spearman([1, 3, 2], [2, 3, 1], [0, 1, 2]))
+
+
+@settings(max_examples=50)
+@given(st.lists(tied, min_size=1, max_size=5), st.sampled_from([1, 4_000_000]))
+def test_all_runs_at_once_are_each_run_alone(runs: list[np.ndarray], chunk: int) -> None:
+    x, y = np.concatenate(runs).T
+    step = np.concatenate([100.0 * np.arange(len(run)) for run in runs])
+    run = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+    with pytest.MonkeyPatch.context() as patch:  # whatever the size of the temporary arrays
+        patch.setattr(statistics, "_CHUNK", chunk)
+        found = statistics.within_runs(x, y, step, run, len(runs))
+    for r in range(len(runs)):
+        a, b, c = x[run == r], y[run == r], step[run == r]
+        alone = {
+            "kendall_tau": statistics.kendall_tau(a, b),
+            "spearman_rho": statistics.spearman_rho(a, b),
+            "weighted_tau": statistics.weighted_tau(a, b),
+            "partial_spearman_step": statistics.partial_spearman(a, b, c),
+        }
+        assert {name: values[r] for name, values in found.items()} == pytest.approx(alone, abs=1e-9, nan_ok=True)
 
 
 @settings(max_examples=50)
