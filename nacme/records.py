@@ -187,8 +187,8 @@ def _frame(table: Table, sweep: Path) -> pd.DataFrame:
     import pandas as pd
 
     block = np.repeat(np.arange(len(table.lengths)), table.lengths)
-    df: pd.DataFrame = pd.DataFrame({**table.heads}).take(block).reset_index(drop=True)
-    df = df.assign(**table.columns)
+    heads = pd.DataFrame({**table.heads}).take(block).reset_index(drop=True)
+    df: pd.DataFrame = pd.concat([heads, pd.DataFrame({**table.columns})], axis=1)  # a grid has many columns
     df["step"] = df["step"].astype(np.int64)
     checkpoint = np.full(len(df), None, object)
     single = (sweep / RESULTS).is_file()

@@ -114,6 +114,17 @@ def test_settings_of_the_grid_become_columns_and_stock_keys_do_not(tmp_path: Pat
     assert not {"loss", "mem_gb"} & set(df.columns)
 
 
+@pytest.mark.filterwarnings("error")
+def test_hundreds_of_settings_are_a_table_to_work_with(tmp_path: Path) -> None:
+    """pandas warns of a table put together column by column whenever it is used."""
+    settings = {f"nac_me_a{alpha}p0_m50_o500": alpha / 300 for alpha in range(1, 251)}
+    nac = {"alpha": 0.1, "grid": {key: {} for key in settings}}
+    write_run(tmp_path / "a", [record(100 * step, nac=nac, nac_me=0.5, **settings) for step in range(3)])
+    df = nacme.load_sweep(tmp_path)
+    assert len(df.columns) > 250
+    assert nacme.select(df, ["nac_me_a250p0_m50_o500", "rank_mean(nac_me, val_acc)"])["step"].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("tail", "said"),
     [
