@@ -290,11 +290,11 @@ class _Subject:
         return self.error or Measured(record, self._gap)
 
 
-def _generators() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _generators() -> list[Tensor]:
+    """States of the generators that networks draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
-def _set_generators(states: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(states[0])
-    if states[1]:
-        torch.cuda.set_rng_state_all(states[1])
+def _set_generators(states: list[Tensor]) -> None:
+    for state, put in zip(states, (torch.set_rng_state, torch.cuda.set_rng_state)):
+        put(state)

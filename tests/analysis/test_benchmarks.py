@@ -16,7 +16,7 @@ from nacme import measure
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from analysis.benchmarks import kernel, recipes, results, timing, workloads  # noqa: E402
+from analysis.benchmarks import kernel, recipes, results, score_sweep, timing, workloads  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -101,6 +101,18 @@ def test_a_target_that_is_missed_is_reported_as_missed():
     assert (
         "| ResNet-50: NAC at most 1.03 times the accuracy pass | cpu | 1.200 (1.200 to 1.200) | **no** |" in page
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scoring_finds_the_accuracies_of_the_stock_loaders(tmp_path):
+    run = tmp_path / "run"
+    score_sweep.train(run, None, "RotatedDigits", "ERM", checkpoints=2)
+    stock = score_sweep.measure_stock(run, None, augmented=False)
+    assert stock.keys() == {f"{step} env{env}_out" for step in range(2) for env in range(1, 6)}
+    score_sweep.put_on_record(run, {name: value + 0.125 for name, value in stock.items()})
+    assert score_sweep.measure_score(run, None) == {"accuracy gap": 0.125, "checkpoints": 2}
+    score_sweep.put_on_record(run, stock)
+    assert score_sweep.measure_score(run, None) == {"accuracy gap": 0.0, "checkpoints": 2}
 
 
 @pytest.mark.long

@@ -409,7 +409,7 @@ def test_a_device_without_memory_for_a_group_measures_smaller_ones(sweep, monkey
     assert _measured(sweep, 6) == plain
 
 
-def test_memory_decides_how_many_are_measured_at_a_time(sweep, monkeypatch):
+def test_memory_decides_how_many_are_measured_at_a_time(sweep, monkeypatch, capsys):
     sizes = []
     measure_next = checkpoint_groups.GroupScorer.measure_next
 
@@ -425,8 +425,12 @@ def test_memory_decides_how_many_are_measured_at_a_time(sweep, monkeypatch):
     sizes.clear()
     _measured(sweep, None)
     assert sizes == [1] * 6
-    with pytest.raises(ConfigError, match="--models 0: at least one"):
-        score.score(sweep, None, OPTIONS, models=0)
+    sizes.clear()
+    assert as_user([sweep, *FLAGS, "--models", "4"], capsys)[0] == 0
+    assert sizes == [4, 2]
+    code, err = as_user([sweep, *FLAGS, "--models", "0"], capsys)
+    assert (code, len(err)) == (1, 1)
+    assert "--models 0: at least one" in err[0]
 
 
 def test_data_that_depends_on_the_seed_is_not_shared():
@@ -447,6 +451,30 @@ def test_data_that_depends_on_the_seed_is_not_shared():
             assert (data.open({**args, "seed": 2}, {"lr": 1.0}) is first) == shared
             if not shared:
                 assert data.open(args, {}).draw == first.draw
+
+
+@pytest.mark.domainbed
+def test_domainbeds_algorithms_share_batches_and_keep_their_values(in_process, tmp_path):
+    # MTL draws random numbers to predict, ARM looks at the whole batch, CORAL's network is as ERM's
+    for number, algorithm in enumerate(["MTL", "ERM", "MTL", "ARM", "CORAL"]):
+        hparams = in_process.hparams_registry.default_hparams(algorithm, "Debug28")
+        torch.manual_seed(number)
+        network = build_algorithm(in_process, algorithm, (3, 28, 28), 2, 2, hparams)
+        run = tmp_path / f"{number}"
+        run.mkdir()
+        args = {"dataset": "Debug28", "algorithm": algorithm, "test_envs": [0], "trial_seed": 0, "seed": 0}
+        record = {"step": number, "args": {**args, "holdout_fraction": 0.5}, "hparams": hparams}
+        (run / "results.jsonl").write_text(json.dumps(record) + "\n")
+        torch.save({"model_dict": network.state_dict()}, run / "model.pkl")
+    options = score.ScoreOptions(CoverageSettings(10.0, 50, 2, correct_only=False))
+
+    def measured(models):
+        assert score.score(tmp_path, None, options, models=models).measured == 5
+        return [(path.read_text(), path.unlink())[0] for path in sorted(tmp_path.glob("*/nac.jsonl"))]
+
+    alone = measured(1)
+    assert measured(2) == alone
+    assert measured(5) == alone
 
 
 @pytest.mark.domainbed
