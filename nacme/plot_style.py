@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nacme.errors import ConfigError, nearest
@@ -25,6 +26,7 @@ INK = "#1f2328"
 MUTED = "#59636e"
 PANEL = 4.0
 _GRID = "#e4e7eb"
+_TITLE, _NOTE = "panel title", "panel note"
 _STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -64,9 +66,32 @@ def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
+            drawing = draw(*args, **kwargs)
+            if isinstance(drawing, Figure):
+                _fit_titles(drawing)
+            return drawing
 
     return drawn
+
+
+def _fit_titles(figure: Figure) -> None:
+    """Move titles that would run over the panel's right edge to the left, above its labels; then shrink them."""
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        texts = [t for t in ax.get_children() if isinstance(t, Text) and t.get_gid() in (_TITLE, _NOTE)]
+        titles = [text for text in texts if text.get_gid() == _TITLE]
+        if not titles:
+            continue
+        title, panel, whole = titles[0].get_window_extent(), ax.get_window_extent(), ax.get_tightbbox()
+        over = title.x1 - panel.x1
+        if over <= 0 or whole is None:
+            continue
+        left = min(over, panel.x0 - whole.x0)
+        for text in texts:
+            place = -left / panel.width
+            text.set_x(place) if text.get_gid() == _TITLE else setattr(text, "xy", (place, 1))
+        if over > left:
+            titles[0].set_fontsize(titles[0].get_fontsize() * max(0.75, 1 - (over - left) / title.width))
 
 
 @styled
@@ -123,10 +148,11 @@ def panel_grid(panels: int, height: float, columns: int) -> tuple[Figure, list[A
 
 def set_title(ax: Axes, title: str, note: str) -> None:
     """Set a title with a quieter second line."""
-    ax.set_title(f"{title}\n", fontweight="bold", linespacing=1.5)
+    ax.set_title(f"{title}\n", fontweight="bold", linespacing=1.5).set_gid(_TITLE)
     text = ax.annotate(
         note, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=9
     )
+    text.set_gid(_NOTE)
     text.set_in_layout(False)  # a long note may pass over the colour bar without squeezing the panel
 
 

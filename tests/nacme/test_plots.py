@@ -134,6 +134,17 @@ def test_correlation_forest_shows_tau_and_interval_sorted(df: pd.DataFrame) -> N
         assert "64 checkpoints of 8 runs" in words(ax)
 
 
+@pytest.mark.parametrize("dataset", ["PACS", "RotatedMNIST", "A data set of a rather long name"])
+def test_titles_are_not_cut_off(df: pd.DataFrame, dataset: str) -> None:
+    table = rank_correlation(df.assign(dataset=dataset), ["nac_me", "rank_mean(nac_me, val_acc)"], n_boot=10)
+    figure = plots.correlation_forest(table[table["test_env"] == 0])
+    figure.draw_without_rendering()
+    (title,) = figure.findobj(lambda artist: getattr(artist, "get_gid", str)() == "panel title")
+    box = title.get_window_extent()
+    assert title.get_text().startswith(f"{dataset}, test env 0")
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_correlation_forest_says_what_is_undefined(df: pd.DataFrame) -> None:
     table = rank_correlation(df.assign(nac_me=0.25), ["nac_me", "val_acc"], n_boot=50)
     assert "undefined" in words(panels(plots.correlation_forest(table))[0])
