@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long lint bench study clean
 
 demo: .venv/.run
 	$(BIN)/nacme demo --out demo
@@ -20,6 +20,9 @@ lint: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m analysis.benchmarks --out bench
+
+study: .venv/.dev
+	$(BIN)/python -m analysis.studies
 
 clean:
 	rm -rf .venv demo bench

@@ -136,6 +136,7 @@ def nested_choice(
     population: Per = "run",
     baselines: Sequence[str] = ("val_acc", "last"),
     include_step0: bool = False,
+    candidates: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Choose the setting on the other test envs and judge it on this one.
 
@@ -151,6 +152,8 @@ def nested_choice(
         Criteria to judge beside it.
     include_step0 : bool
         As for `sensitivity`.
+    candidates : sequence of str, optional
+        Criteria to choose among. None: the settings of the grid.
 
     Returns
     -------
@@ -166,7 +169,10 @@ def nested_choice(
     """
     import pandas as pd
 
-    table = sensitivity(df, population, include_step0)
+    if candidates is None:
+        table = sensitivity(df, population, include_step0)
+    else:
+        table = _evaluate(df, list(candidates), population, include_step0)
     rows = []
     for dataset, whole in table.groupby("dataset", sort=False):
         taus = whole.pivot(index="key", columns="test_env", values="kendall_tau")

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from domainbed_plugins.launchers import run_debug
+from domainbed_plugins.spec_file import load_spec
+from domainbed_plugins.sweep import make_jobs
+
+SPEC = """
+datasets: [RotatedDigits]
+algorithms: [ERM]
+test_envs: [[0], [1]]
+hparams_seeds: 2
+steps: 41
+checkpoint_freq: 10
+n_workers: 0
+keep: all
+nac: {alpha: 1, fill: 0.08, grid: {alpha: [0.1, 1], bins: [20, 50]}}
+"""
+
+
+@pytest.fixture(scope="session")
+def small_sweep(tmp_path_factory):
+    """A folder with a specification, ``spec.yaml``, and the four runs really trained by it, in ``sweep``."""
+    root = tmp_path_factory.mktemp("small")
+    (root / "spec.yaml").write_text(SPEC)
+    spec = load_spec(root / "spec.yaml")
+    run_debug(make_jobs(spec, root / "sweep", None), spec.train_options())
+    return root
