@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="RotatedMNIST")
     parser.add_argument("--algorithm", default="ERM")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--hparams", default='{"batch_size": 8}', help="as DomainBed's own flag")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     flags = parser.parse_args()
@@ -58,6 +59,7 @@ def step_times(flags: argparse.Namespace) -> dict[str, float]:
     testbed.datasets.__dict__[flags.dataset].__new__ = lambda cls, *_, **__: made
     testbed.datasets.__dict__[flags.dataset].__init__ = lambda self, *_, **__: None
     argv = ["--dataset", flags.dataset, "--data_dir", flags.data_dir, "--algorithm", flags.algorithm]
+    argv += ["--hparams", flags.hparams]
     argv += ["--steps", str(flags.steps), "--checkpoint_freq", str(flags.steps - 1)]
     pairs: dict[str, list[float]] = {"step_time": [], "whole": []}
     for number in range(flags.rounds + 1):
