@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from domainbed_plugins import backends
 from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint, load_weights
+from domainbed_plugins.memory import free_memory
 from domainbed_plugins.scored_runs import Job
-from domainbed_plugins.validation_data import SplitBatches, ValidationData, default_workers, free_memory
+from domainbed_plugins.validation_data import SplitBatches, ValidationData, default_workers
 from nacme.errors import ConfigError
 from nacme.observation import not_empty
 from nacme.recorder import Recorder

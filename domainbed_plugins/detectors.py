@@ -17,9 +17,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from domainbed_plugins import backends
 from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.detect import COVARIATE, DETECTORS, Detection, DetectOptions
+from domainbed_plugins.memory import free_memory
 from domainbed_plugins.runner import EVAL_BATCH_SIZE, check_names, make_dataset, seed_everything
 from domainbed_plugins.scored_runs import Job
-from domainbed_plugins.validation_data import ValidationData, default_cache_bytes, default_workers
+from domainbed_plugins.validation_data import ValidationData, default_workers
 from nacme.bootstrap import generator
 from nacme.errors import ConfigError, LayerError, NacmeError, NacmeWarning
 from nacme.ood.base import Extract, NetworkDetector
@@ -76,7 +77,7 @@ class Examiner:
         check_names(testbed, args)
         state = load_checkpoint(job.checkpoint)["model_dict"]
         if self._opened is None or self._opened[0] != testbed.name:
-            data = ValidationData(testbed, self._data_dir, default_cache_bytes(), default_workers())
+            data = ValidationData(testbed, self._data_dir, free_memory() // 2, default_workers())
             self._opened = testbed.name, data
         data = self._opened[1]
         dataset = data.open(args, job.hparams)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed_plugins.memory import keep_freed_memory
 from domainbed_plugins.scored_runs import Job, Ledger, find_jobs
 from domainbed_plugins.train import add_coverage_flags, coverage_settings, parse_grid
 from nacme.criteria import load_criteria_module
@@ -138,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.criteria_module:
         load_criteria_module(flags.criteria_module)
     settings = coverage_settings(flags)
+    keep_freed_memory()
     options = ScoreOptions(
         settings=settings,
         grid=parse_grid(flags.nac_grid, settings),

@@ -223,21 +223,6 @@ class _WatchedSequence(Sequence[int]):
         return len(self._content)
 
 
-def free_memory() -> int:
-    """Bytes of memory that the machine has to spare; 8 GiB where it does not tell."""
-    try:
-        with open("/proc/meminfo") as file:
-            entries = dict(line.split(":") for line in file)
-        return int(entries["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 8 * 2**30
-
-
-def default_cache_bytes() -> int:
-    """Half of the memory that the machine has to spare."""
-    return free_memory() // 2
-
-
 def default_workers() -> int:
     """Half of the cores that this process may use, 8 at most; on one or two, none."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

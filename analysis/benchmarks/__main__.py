@@ -10,7 +10,6 @@ of DomainBed and of the authors' repository, their own code is measured too.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import importlib.metadata
 import importlib.util
@@ -31,6 +30,7 @@ from analysis.benchmarks.recipes import authors_code, domainbed_accuracy
 from analysis.benchmarks.results import Results, markdown, targets
 from analysis.benchmarks.startup import measure_startup
 from analysis.benchmarks.workloads import WORKLOADS
+from domainbed_plugins.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -87,19 +87,6 @@ def main() -> None:
     write(flags.out / "results.json", json.dumps({**asdict(results), "targets": compared}, indent=1) + "\n")
     write(flags.out / "results.md", markdown(results))
     print(flags.out / "results.md")
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed, and say whether it does.
-
-    Else large tensors are handed back and faulted in again, or not, by what ran before: that alone moves a pass of
-    a small network by up to 30 %, ours, DomainBed's and the authors' alike.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    trim_threshold, mmap_max = -1, -4
-    library = ctypes.CDLL(None)
-    return bool(library.mallopt(trim_threshold, 2**31 - 1) and library.mallopt(mmap_max, 0))
 
 
 def machine() -> dict[str, Any]:

@@ -6,7 +6,7 @@ Trains 20 checkpoints, a step apart, then measures them in processes of their ow
 
 * ``stock``: for each checkpoint, load it, build DomainBed's ``FastDataLoader`` (64 images a batch, the data set's
   own number of workers) for every training environment's validation split, and call ``misc.accuracy``;
-* ``stock, augmented``: the same with the random augmentation that DomainBed applies to those splits;
+* ``stock, augmented`` (on request): the same with the random augmentation that DomainBed applies to those splits;
 * ``nacme score``: accuracy, coverage and all default criteria on the same splits.
 
 All list the data set's files once. Times are taken within the process, most imports left out; processor time
@@ -36,6 +36,7 @@ from analysis.benchmarks.timing import Spread
 from domainbed_plugins import backends, score
 from domainbed_plugins.checkpoint_groups import MOST_MODELS
 from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint
+from domainbed_plugins.memory import keep_freed_memory
 from domainbed_plugins.run_files import write_atomically
 from domainbed_plugins.runner import make_splits, seed_everything
 from domainbed_plugins.scored_runs import read_lines
@@ -113,6 +114,8 @@ def put_on_record(run: Path, accuracies: dict[str, float]) -> None:
 
 def measure(side: str, run: Path, data_dir: str | None) -> None:
     """Time one side in this process, and print what it took and found."""
+    if side == OURS:
+        keep_freed_memory()  # as the command does
     begun, before = time.perf_counter(), os.times()
     found = measure_score(run, data_dir) if side == OURS else measure_stock(run, data_dir, side == AUGMENTED)
     gc.collect()
@@ -121,9 +124,11 @@ def measure(side: str, run: Path, data_dir: str | None) -> None:
     print(json.dumps({"wall": elapsed, "processor": spent, "found": found}))
 
 
-def rounds(run: Path, data_dir: str, repeats: int, threads: int) -> dict[str, list[dict[str, Any]]]:
+def rounds(
+    run: Path, data_dir: str, sides: tuple[str, ...], repeats: int, threads: int
+) -> dict[str, list[dict[str, Any]]]:
     """Measure each side in turn, each time in a process of its own."""
-    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
 
     def once(side: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "analysis.benchmarks.score_sweep", "--measure", side]
@@ -136,7 +141,7 @@ def rounds(run: Path, data_dir: str, repeats: int, threads: int) -> dict[str, li
 
     once(OURS)  # has read every image from the disk, for all
     for number in range(repeats):
-        for side in SIDES if number % 2 == 0 else reversed(SIDES):
+        for side in sides if number % 2 == 0 else reversed(sides):
             taken[side].append(once(side))
             say(f"round {number + 1}, {side}: {taken[side][-1]['processor']:.1f} s")
             if side == STOCK:
@@ -148,7 +153,7 @@ def markdown(setting: dict[str, Any], taken: dict[str, list[dict[str, Any]]]) ->
     """Write the page."""
     lines = ["# Scoring a run's checkpoints", "", *(f"- {name}: {value}" for name, value in setting.items()), ""]
     lines += ["| | processor time, s | by the clock, s |", "| --- | ---: | ---: |"]
-    for side in SIDES:
+    for side in taken:
         cells = [_spread([once[clock] for once in taken[side]], 1) for clock in CLOCKS]
         lines.append(f"| {side} | {' | '.join(cells)} |")
     lines += ["", "| times faster than | processor time | by the clock |", "| --- | ---: | ---: |"]
@@ -161,7 +166,7 @@ def ratios(taken: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[f
     """Divide the time of each stock side by ours, round by round, by side and clock."""
     return {
         side: {clock: [a[clock] / b[clock] for a, b in zip(taken[side], taken[OURS])] for clock in CLOCKS}
-        for side in SIDES
+        for side in taken
         if side != OURS
     }
 
@@ -177,6 +182,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch on the CPU")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the two files")
+    parser.add_argument("--augmented", action="store_true", help="measure DomainBed's augmented evaluation too")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help="where to train the run, or where one was trained before")
     flags = parser.parse_args()
@@ -189,7 +195,8 @@ def main() -> None:
         if not run.exists():
             train(run, flags.data_dir, flags.dataset, flags.algorithm, flags.checkpoints)
         load_before = os.getloadavg()[0]
-        taken = rounds(run, flags.data_dir, flags.repeats, flags.threads)
+        sides = SIDES if flags.augmented else (STOCK, OURS)
+        taken = rounds(run, flags.data_dir, sides, flags.repeats, flags.threads)
     setting = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         **machine(),
