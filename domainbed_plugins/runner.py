@@ -23,7 +23,7 @@ import torchvision
 
 import nacme
 from domainbed_plugins import run_files
-from domainbed_plugins.backends import Testbed
+from domainbed_plugins.backends import Testbed, embedded
 from domainbed_plugins.keep import check_keep
 from domainbed_plugins.train import parse_hparams
 from domainbed_plugins.training import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
@@ -178,9 +178,9 @@ def check_names(testbed: Testbed, args: Mapping[str, Any]) -> None:
             f"{nearest(args['algorithm'], testbed.algorithms.ALGORITHMS)}"
         ) from None
     if args["dataset"] not in testbed.datasets.DATASETS:
+        known = dict.fromkeys([*testbed.datasets.DATASETS, *embedded().datasets.DATASETS])
         raise ConfigError(
-            f"--dataset {args['dataset']!r} is unknown to {testbed.name}; "
-            f"{nearest(args['dataset'], testbed.datasets.DATASETS)}"
+            f"--dataset {args['dataset']!r} is unknown to {testbed.name}; {nearest(args['dataset'], known)}"
         )
     count = testbed.datasets.num_environments(args["dataset"])
     wrong = [env for env in args["test_envs"] if not 0 <= env < count]
