@@ -30,6 +30,9 @@ HPARAMS: dict[str, tuple[Any, Callable[[np.random.RandomState], Any]]] = {
     "greg_m_out": (-4.0, lambda r: float(r.uniform(-5, -2))),
     "greg_beta": (0.1, lambda r: float(10 ** r.uniform(-2, 0))),
     "greg_lambda": (1.0, lambda r: float(10 ** r.uniform(-1.5, 0.5))),
+    # The authors refine a trained classifier. From a fresh one the margin's gradient outweighs the cross-entropy's
+    # by far, so both weights grow linearly over so many steps.
+    "greg_ramp": (300, lambda r: 300),
     # "jigsaw", "noise", "rotate", "mix": the training images transformed; else the name of a data set. Not "mix"
     # by default: it rotates, and rotated data sets' own domains differ by just that, test domains too.
     "greg_outliers": ("jigsaw", lambda r: "jigsaw"),
@@ -226,6 +229,7 @@ def make_greg(algorithms_module: ModuleType) -> type[Any]:
             self._seed = int(torch.randint(2**31 - 1, ()))
             self._generator = torch.Generator().manual_seed(self._seed)
             self._auxiliary: Any = None
+            self.register_buffer("update_count", torch.tensor([0]))
 
         def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
             """Take one step on cross-entropy, energy margin and gradient penalty; return their values."""
@@ -237,11 +241,13 @@ def make_greg(algorithms_module: ModuleType) -> type[Any]:
             energies = energy(logits)
             cross_entropy = F.cross_entropy(logits[: len(x)], y)
             margin = energy_margin_loss(energies[: len(x)], energies[len(x) :], m_in, m_out)
-            loss = cross_entropy + self.hparams["greg_beta"] * margin
+            self.update_count += 1
+            ramp = min(1.0, self.update_count.item() / max(1, self.hparams["greg_ramp"]))
+            loss = cross_entropy + ramp * self.hparams["greg_beta"] * margin
             values = {"ce": cross_entropy.item(), "margin": margin.item()}
             if self.hparams["greg_lambda"]:
                 penalty = _penalty(inputs, energies, len(x), m_in, m_out)
-                loss = loss + self.hparams["greg_lambda"] * penalty
+                loss = loss + ramp * self.hparams["greg_lambda"] * penalty
                 values["penalty"] = penalty.item()
             self.optimizer.zero_grad()
             loss.backward()
