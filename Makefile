@@ -8,10 +8,10 @@ demo: .venv/.run
 	$(BIN)/nacme demo --out demo
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2
 
 test-long: .venv/.dev
-	$(BIN)/python -m pytest -q -m long
+	$(BIN)/python -m pytest -m long
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

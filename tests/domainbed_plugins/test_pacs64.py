@@ -173,6 +173,7 @@ def test_every_algorithm_takes_a_step(domainbed, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("domainbed")
 def test_trains_records_resumes_and_is_scored(folder, tmp_path, train_run, crash, records, read_records):
     flags = ["--dataset", "PACS64", "--data_dir", str(folder), "--test_envs", "2", "--steps", "31"]
     flags += ["--checkpoint_freq", "10", "--save_model_every_checkpoint"]

@@ -190,9 +190,10 @@ def test_same_seed_same_training_and_checkpoints_load():
     torch.testing.assert_close(fresh.predict(x), algorithm.predict(x))
 
 
-def test_update_is_cross_entropy_plus_weighted_terms(monkeypatch):
+@pytest.mark.parametrize(("ramp", "share"), [(0, 1.0), (1, 1.0), (4, 0.25)])
+def test_update_is_cross_entropy_plus_weighted_terms(monkeypatch, ramp, share):
     testbed = backends.embedded()
-    hparams = _hparams(testbed, "any", greg_beta=0.3, greg_lambda=2.0)
+    hparams = _hparams(testbed, "any", greg_beta=0.3, greg_lambda=2.0, greg_ramp=ramp)
     torch.manual_seed(0)
     algorithm = greg.register(testbed)((1, 8, 8), 2, 2, hparams)
     batches = _batches((1, 8, 8), 0)
@@ -201,8 +202,9 @@ def test_update_is_cross_entropy_plus_weighted_terms(monkeypatch):
     monkeypatch.setattr(greg, "pseudo_outliers", lambda *_: outside)
     margins = hparams["greg_m_in"], hparams["greg_m_out"]
     energies = greg.energy(algorithm.predict(x)), greg.energy(algorithm.predict(outside))
-    expected = F.cross_entropy(algorithm.predict(x), y) + 0.3 * greg.energy_margin_loss(*energies, *margins)
-    expected = expected + 2 * greg.gradient_penalty(algorithm.network, x, outside, *margins)
+    weighted = 0.3 * greg.energy_margin_loss(*energies, *margins)
+    weighted = weighted + 2 * greg.gradient_penalty(algorithm.network, x, outside, *margins)
+    expected = F.cross_entropy(algorithm.predict(x), y) + share * weighted
     assert algorithm.update(batches)["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
