@@ -53,8 +53,11 @@ RIVAL = "val_acc"
 
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore", NacmeWarning)  # what is undefined is empty in the tables
+    studies = sorted(folder.glob("*/records.parquet"))
+    if not studies:
+        raise SystemExit(f"{folder} holds no NAME/records.parquet; python -m analysis.studies.records makes one")
     together = []
-    for path in sorted(folder.glob("*/records.parquet")):
+    for path in studies:
         df = pd.read_parquet(path)
         df.attrs["path"] = str(path)
         tables = {

@@ -66,3 +66,12 @@ def test_a_slice_trained_again_has_the_stored_records(study, monkeypatch, capsys
     table = {line.split()[0]: float(line.split()[1]) for line in shown[1:]}
     assert {"nac_me", "test_acc", "val_acc"} <= set(table)
     assert np.nanmax(list(table.values())) == 0
+
+
+def test_no_study_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "analysis.studies", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"{tmp_path} holds no NAME/records.parquet; python -m analysis.studies.records makes one\n"
+    )
