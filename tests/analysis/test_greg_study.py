@@ -37,6 +37,19 @@ def test_on_the_embedded_testbed(tmp_path, monkeypatch):
     assert f"| validation accuracy | {100 * erm['validation accuracy']:.1f} ±" in table
 
 
+@pytest.mark.long
+@pytest.mark.domainbed
+@pytest.mark.data
+def test_on_rotated_mnist(tmp_path, domainbed, nacme_data, monkeypatch):
+    monkeypatch.delenv("NACME_DATA", raising=False)
+    flags = ["--dataset", "RotatedMNIST", "--data_dir", str(nacme_data / "mnist10k"), "--steps", "600"]
+    found, erm, greg, _ = _found(tmp_path, *flags, "--hparams", '{"batch_size": 8}')
+    assert len(found["GReg"]) == 3
+    assert greg["validation accuracy"] >= erm["validation accuracy"] - 0.02
+    assert greg["noise: FPR95"] < erm["noise: FPR95"] - 0.3
+    assert greg["photographs: FPR95"] <= erm["photographs: FPR95"]
+
+
 @pytest.mark.domainbed
 def test_reports_on_domainbed_and_trains_nothing_twice(tmp_path, domainbed, monkeypatch):
     monkeypatch.delenv("NACME_DATA", raising=False)
