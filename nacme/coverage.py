@@ -303,6 +303,22 @@ class NeuronActivationCoverage(Metric):
         """
         return (self.counts > 0).sum(dim=1).to(self.dtype).mean()
 
+    def full_bins(self, fill: int | float | None = None) -> Tensor:
+        """Mean over neurons of the number of bins that count as fully covered.
+
+        Parameters
+        ----------
+        fill : int or float, optional
+            Another ``O`` than the metric's own.
+
+        Returns
+        -------
+        Tensor, scalar
+            Where it is 0, NAC-ME is proportional to the number of states counted.
+        """
+        full = (self.counts > 0) & (self.counts >= self._fill_count(fill))
+        return full.sum(dim=1).to(self.dtype).mean()
+
     def _fill_count(self, fill: int | float | None = None) -> float | Tensor:
         fill = self.fill if fill is None else fill
         return fill * self.num_samples if isinstance(fill, float) else fill

@@ -46,7 +46,10 @@ class Measurement:
     alpha : dict of str to float
         The scale used, by layer name: what ``alpha="auto"`` came to.
     degenerate : bool
-        Whether coverage says little more than how many samples were counted.
+        Whether coverage says little more than how many samples were counted, because nearly all states of a neuron
+        share a bin.
+    full_bins : float
+        Mean number of bins per neuron that hold ``O`` states or more. At 0, too, coverage only counts samples.
     """
 
     accuracy: float
@@ -58,6 +61,7 @@ class Measurement:
     num_counted: int
     alpha: dict[str, float]
     degenerate: bool
+    full_bins: float
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,10 @@ class CoverageCounter:
     def occupied_bins(self) -> float:
         """Mean number of non-empty bins per neuron, averaged over layers."""
         return mean([float(metric.occupied_bins()) for metric in self.coverage.values()])
+
+    def full_bins(self, fill: int | float | None = None) -> float:
+        """Mean number of bins per neuron that hold ``O`` states or more, averaged over layers."""
+        return mean([float(metric.full_bins(fill)) for metric in self.coverage.values()])
 
     def num_counted(self) -> int:
         """Samples counted."""
@@ -315,6 +323,7 @@ def summarize(tally: Tally, counter: CoverageCounter, fill: int | float | None =
         num_counted=counter.num_counted(),
         alpha=dict(counter.alpha),
         degenerate=counter.is_degenerate(),
+        full_bins=counter.full_bins(fill),
     )
 
 

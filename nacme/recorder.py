@@ -310,6 +310,7 @@ class Recording:
                 "per_layer": {name: _number(value) for name, value in result.per_layer.items()},
                 "occupied_bins": _number(result.occupied_bins),
                 "degenerate": result.degenerate,
+                "full_bins": _number(result.full_bins),
                 "num_samples": result.num_samples,
                 "num_counted": result.num_counted,
                 "grid": grid,

@@ -80,7 +80,7 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
             Criteria are the registered ones and the keys that the records' own ``nac.grid`` names
         ``auroc_covariate_nacue``, ...
             what ``nacme detect`` found: ``auroc``, ``aupr`` and ``fpr95``, by shift and detector
-        ``occupied_bins``, ``degenerate``
+        ``occupied_bins``, ``degenerate``, ``full_bins``
             from the record's ``nac`` object; no column if no record holds them
 
         ``attrs["path"]`` is the path, ``attrs["exclusions"]`` a list of what was left out and why.
@@ -133,6 +133,24 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
     df.attrs["path"] = str(sweep)
     df.attrs["exclusions"] = [*_exclusions(table.facts), *left_out]
     return df
+
+
+def unfilled_share(df: pd.DataFrame) -> float:
+    """Share of the checkpoints at which no more than one neuron in ten has a full bin.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `load_sweep` returns it.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 where the records do not say.
+    """
+    if "full_bins" not in df or df["full_bins"].isna().all():
+        return 0.0
+    return float((df["full_bins"].dropna() < 0.1).mean())
 
 
 def _read(sweep: Path, names: Sequence[str], known: frozenset[str]) -> Table:
@@ -202,7 +220,7 @@ def _frame(table: Table, sweep: Path) -> pd.DataFrame:
     df["checkpoint"] = pd.Series(checkpoint, dtype=object)
     if "degenerate" in df:
         df["degenerate"] = df["degenerate"].astype("boolean")
-    extra = [name for name in ("occupied_bins", "degenerate") if name in df]
+    extra = [name for name in ("occupied_bins", "degenerate", "full_bins") if name in df]
     criteria = sorted(set(table.columns) - {*BASE_COLUMNS, "model", *extra})
     df = df[[*BASE_COLUMNS, *criteria, *extra]]
     return df

@@ -28,7 +28,7 @@ from nacme.page import Section, draw_panels, export_section, write_file
 from nacme.plot_style import counted
 from nacme.report_settings import coverage_section, settings_section
 from nacme.tables import Column, Table, decimal, integer, p_value, percent, points, text, with_interval
-from nacme.verdicts import cautions, degenerate, verdicts
+from nacme.verdicts import cautions, degenerate, unfilled, verdicts
 
 MAX_ROWS = 300
 _WITHIN = {"run": "within a run", "sweep": "across the sweep"}
@@ -107,6 +107,7 @@ def write_report(
         subtitle=_subtitle(rows, names),
         verdicts=verdicts(findings),
         degenerate=degenerate(rows),
+        unfilled=unfilled(rows),
         sections=sections,
         max_rows=MAX_ROWS,
         cautions=cautions(findings),

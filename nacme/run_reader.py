@@ -33,7 +33,7 @@ NO_MODEL, STEP_MODEL, LAST_MODEL = 0, 1, 2
 
 #: What the ``nac`` object says of how coverage was measured; values measured differently do not compare.
 _SETTINGS = ("alpha", "bins", "fill", "split", "spacing", "correct_only")
-_FROM_NAC = ("occupied_bins", "degenerate")
+_FROM_NAC = ("occupied_bins", "degenerate", "full_bins")
 #: What the ``ood`` object's entries, such as ``covariate_nacue``, have a key of each.
 _FROM_OOD = ("auroc", "aupr", "fpr95")
 _NAN = float("nan")

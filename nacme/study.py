@@ -126,7 +126,7 @@ def split_names(given: Sequence[str] | None) -> list[str]:
 
 def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
     """Read a sweep and say on standard error what a reader of its numbers has to know."""
-    from nacme.records import load_sweep
+    from nacme.records import load_sweep, unfilled_share
 
     for module in modules or ():  # before reading: a new criterion may have a column in the records
         load_criteria_module(module)
@@ -140,6 +140,11 @@ def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
         _say(
             f"coverage is degenerate at {share:.0%} of the checkpoints where it was measured: nearly every state "
             "falls in one bin, so nac_me there is little more than a count of correct samples"
+        )
+    if (share := unfilled_share(df)) > 0.5:
+        _say(
+            f"at {share:.0%} of the checkpoints hardly a bin is full, so nac_me there is the number of correct "
+            "samples on another scale; a smaller O fills bins (--nac_fill 0.08: a fraction of the samples)"
         )
     return df
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from nacme.findings import POPULATIONS, Findings
+from nacme.records import unfilled_share
 from nacme.tables import is_undefined, signed, with_interval
 
 Kind = Literal["better", "worse", "none", "undefined"]
@@ -229,6 +230,27 @@ def degenerate(rows: pd.DataFrame) -> str | None:
         f"states of a neuron fall in one bin{bins}. There NAC-ME says little more than how many samples were "
         "counted; with correctly classified samples only, that is accuracy in disguise. Judge nothing about "
         "coverage from these checkpoints; measure them again with another alpha."
+    )
+
+
+def unfilled(rows: pd.DataFrame) -> str | None:
+    """Say plainly where coverage only counts samples because no bin is ever full; None where that is not so.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        With the column `full_bins` if coverage was measured.
+
+    Returns
+    -------
+    str or None
+    """
+    if (share := unfilled_share(rows)) <= 0.5:
+        return None
+    return (
+        f"At {share:.0%} of the checkpoints where it was measured hardly any bin of a neuron holds as many states "
+        "as O asks for. There NAC-ME is the number of samples counted on another scale; with correctly classified "
+        "samples only, that is accuracy. Measure again with a smaller O, such as 0.08 of the samples."
     )
 
 

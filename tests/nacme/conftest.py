@@ -23,6 +23,7 @@ def _write_sweep(
     checkpoints: int = 9,
     nac_me: str = "good",
     degenerate: bool = False,
+    full_bins: float = 3.0,
     criteria: bool = True,
     seed: int = 0,
 ) -> Path:
@@ -82,6 +83,7 @@ def _write_sweep(
                                     "split": "out",
                                     "occupied_bins": 1.1 if degenerate else 21.5,
                                     "degenerate": degenerate,
+                                    "full_bins": full_bins,
                                 }
                             lines.append(json.dumps(record))
                         (directory / "results.jsonl").write_text("\n".join(lines) + "\n")

@@ -142,6 +142,17 @@ def test_worked_case():
     assert metric.counts.tolist() == [[1, 1], [2, 0]]
     np.testing.assert_allclose(metric.per_neuron(), [2 / 3, 1 / 3], rtol=1e-6)
     assert metric.occupied_bins() == 1.5
+    assert metric.full_bins() == 1.5
+    assert metric.full_bins(fill=2) == 0.5
+
+
+def test_without_a_full_bin_coverage_only_counts_states():
+    """What `full_bins` is recorded for: coverage is then accuracy in disguise, however spread the states are."""
+    states = torch.rand(300, 8, generator=torch.Generator().manual_seed(0)) * 0.999
+    for count in (100, 200, 300):
+        metric = covered(states[:count], bins=50, fill=500)
+        assert metric.full_bins() == 0
+        np.testing.assert_allclose(metric.per_neuron(), count / (500 * 50), rtol=1e-5)
 
 
 def test_saturated_state_counts_in_no_bin():

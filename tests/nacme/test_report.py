@@ -192,6 +192,14 @@ def test_degenerate_coverage_is_said_plainly(
     assert degenerate(df.drop(columns=["degenerate", "occupied_bins"])) is None
 
 
+def test_coverage_without_full_bins_is_said_plainly(df: pd.DataFrame, page: Page, tmp_path: Path) -> None:
+    assert "Coverage only counts samples" not in page.text
+    few = df.assign(full_bins=0.0)
+    few.loc[few.index[:54], "full_bins"] = 3.0
+    page = Page.read(write_report(few, tmp_path / "r.html", n_boot=20))
+    assert "Coverage only counts samples. At 75% of the checkpoints" in page.text
+
+
 def test_several_data_sets_and_algorithms(write_sweep: WriteSweep, tmp_path: Path) -> None:
     sweep = write_sweep(
         tmp_path / "sweep",

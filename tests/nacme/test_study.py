@@ -75,9 +75,16 @@ def test_what_a_reader_has_to_know_goes_to_standard_error(write_sweep: Any, tmp_
     assert "1 directory without results.jsonl: bare" in done.stderr
     assert "1 of 12 runs are not finished" in done.stderr
     assert "undefined" in done.stderr
+    assert "hardly a bin is full" not in done.stderr
     correlated = nacme("correlate", sweep, "--criterion", "nac_me")
     assert "no checkpoint" in correlated.stderr
     assert "step 0 is left out" in correlated.stderr
+
+
+def test_coverage_that_only_counts_samples_is_said(write_sweep: Any, tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", full_bins=0.0, trial_seeds=1)
+    said = nacme("select", sweep, "--criterion", "nac_me").stderr
+    assert "at 100% of the checkpoints hardly a bin is full" in said
 
 
 @pytest.mark.parametrize(
