@@ -1,25 +1,30 @@
 """Keep a finished sweep's records as one small file, with what is needed to make them again.
 
-    python -m analysis.studies.records SWEEP SPEC analysis/studies/NAME
+    python -m analysis.studies.records SWEEP analysis/studies/NAME --spec SPEC
+    python -m analysis.studies.records MEASURED_AGAIN analysis/studies/NAME --inside
 
 Writes ``records.parquet`` (what `nacme.load_sweep` reads, paths from the sweep's directory on), ``spec.yaml`` and
-``about.json``: versions and testbed as the runs noted them, when they ended, and how long they took.
+``about.json``: versions and testbed as the runs noted them, when they ended, and how long they took. With
+``--inside``: ``records_in.parquet``, the coverage of checkpoints measured again by ``nacme score --nac_split in``.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
-import itertools
 import json
 import shutil
-import sys
+import statistics
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import nacme
 
 
-def main(sweep: Path, spec: Path, out: Path) -> None:
+def keep(sweep: Path, out: Path, spec: Path) -> None:
+    """Keep a sweep's records, its specification and its circumstances."""
     df = nacme.load_sweep(sweep)
     unfinished = df.loc[~df["done"], "run"].nunique()
     if unfinished:
@@ -38,6 +43,24 @@ def main(sweep: Path, spec: Path, out: Path) -> None:
     print(json.dumps(about, indent=2))
 
 
+def keep_inside(sweep: Path, out: Path) -> None:
+    """Keep the coverage that was measured on the training splits."""
+    rows = []
+    for path in sorted(sweep.glob("*/nac.jsonl")):
+        for record in map(json.loads, path.read_text().splitlines()):
+            if record["nac"]["split"] != "in":
+                raise SystemExit(
+                    f"{path}: measured on the {record['nac']['split']} splits; nacme score --nac_split in"
+                )
+            keys = ["step", "nac_me", *record["nac"]["grid"]]
+            rows.append({"run": path.parent.name, **{key: record[key] for key in keys}})
+    if not rows:
+        raise SystemExit(f"{sweep} holds no nac.jsonl; nacme score --nac_split in writes them")
+    inside = pd.DataFrame(rows)
+    inside.to_parquet(out / "records_in.parquet", compression="zstd", index=False)
+    print(f"{len(inside)} checkpoints of {inside['run'].nunique()} runs")
+
+
 def described(results: list[Path]) -> dict[str, Any]:
     """Read from the runs' own files what they ran with and when."""
     said: dict[str, set[str]] = {}
@@ -47,20 +70,25 @@ def described(results: list[Path]) -> dict[str, Any]:
             key, colon, value = line.strip().partition(": ")
             if colon:
                 said.setdefault(key, set()).add(value)
-    begun = min(file.stat().st_mtime for path in results for file in path.parent.iterdir())
-    ended = max(path.stat().st_mtime for path in results)
-    steps = 0.0
-    for path in results:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        counts = [b["step"] - a["step"] for a, b in itertools.pairwise(records)]
-        steps += sum(record["step_time"] * count for record, count in zip(records[1:], counts))
+    ended = [path.stat().st_mtime for path in results]
+    begun = [min(file.stat().st_mtime for file in path.parent.iterdir()) for path in results]
     return {
         "versions": {key: ", ".join(sorted(values)) for key, values in sorted(said.items())},
-        "ended": datetime.datetime.fromtimestamp(ended, datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "elapsed_hours": round((ended - begun) / 3600, 1),
-        "hours_in_training_steps": round(steps / 3600, 1),
+        "ended": datetime.datetime.fromtimestamp(max(ended), datetime.timezone.utc).strftime("%Y-%m-%d"),
+        # the median, for a run that was stopped and taken up again seems to last longer
+        "minutes_per_run": round(statistics.median(b - a for a, b in zip(begun, ended)) / 60, 1),
     }
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m analysis.studies.records")
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("out", type=Path, help="analysis/studies/NAME")
+    kinds = parser.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--spec", type=Path, help="what the sweep was run by")
+    kinds.add_argument("--inside", action="store_true", help="keep what nacme score --nac_split in measured")
+    flags = parser.parse_args()
+    if flags.inside:
+        keep_inside(flags.sweep, flags.out)
+    else:
+        keep(flags.sweep, flags.out, flags.spec)

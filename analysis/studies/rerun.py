@@ -3,7 +3,7 @@ r"""Train a slice of a study again and compare its records with the stored ones.
     DOMAINBED_ROOT=... python -m analysis.studies.rerun NAME --data_dir DATA --algorithm ERM --test_env 0 \
         [--hparams_seed 0] [--out DIR]
 
-Takes minutes on two cores for one run. Prints the largest difference of each recorded number.
+All hparams_seeds of the slice unless one is named. Prints the largest difference of each recorded number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 import nacme
-from domainbed_plugins.launchers import run_debug
+from domainbed_plugins.launchers import default_processes, run_local
 from domainbed_plugins.spec_file import load_spec
 from domainbed_plugins.sweep import make_jobs
 
@@ -32,21 +32,20 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--algorithm", default="ERM")
     parser.add_argument("--test_env", type=int, default=0)
-    parser.add_argument("--hparams_seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="where the run goes; default: a temporary folder")
+    parser.add_argument("--hparams_seed", type=int, help="default: all of the study")
+    parser.add_argument("--out", type=Path, help="where the runs go; default: a temporary folder")
     flags = parser.parse_args()
-    spec = replace(
-        load_spec(HERE / flags.study / "spec.yaml"),
-        algorithms=[flags.algorithm],
-        test_envs=[[flags.test_env]],
-        hparams_seeds=[flags.hparams_seed],
-    )
+    whole = load_spec(HERE / flags.study / "spec.yaml")
+    seeds = whole.hparams_seeds if flags.hparams_seed is None else [flags.hparams_seed]
+    spec = replace(whole, algorithms=[flags.algorithm], test_envs=[[flags.test_env]], hparams_seeds=seeds)
     with tempfile.TemporaryDirectory() as temporary:
         out = flags.out or Path(temporary)
+        jobs = make_jobs(spec, out, flags.data_dir)
         with contextlib.redirect_stdout(sys.stderr):
-            (outcome,) = run_debug(make_jobs(spec, out, flags.data_dir), spec.train_options())
-        if outcome.state != "done":
-            raise SystemExit(f"the run {outcome.state}: {outcome.reason}")
+            outcomes = run_local(jobs, spec.train_options(), processes=min(len(jobs), default_processes()))
+        for outcome in outcomes:
+            if outcome.state != "done":
+                raise SystemExit(f"{outcome.job} {outcome.state}: {outcome.reason}")
         again = nacme.load_sweep(out)
     stored = pd.read_parquet(HERE / flags.study / "records.parquet")
     print(compare(stored, again).to_string())

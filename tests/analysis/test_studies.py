@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +13,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kendalltau
 
 import nacme
+from domainbed_plugins.score import ScoreOptions, score
+from nacme.measurement import CoverageSettings
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from analysis.studies import records, rerun  # noqa: E402
 
+STUDIES = ROOT / "analysis" / "studies"
+
 
 @pytest.fixture(scope="module")
 def study(small_sweep, tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    records.main(small_sweep / "sweep", small_sweep / "spec.yaml", folder / "digits")
+    records.keep(small_sweep / "sweep", folder / "digits", small_sweep / "spec.yaml")
+    again = folder.with_name("measured_again")
+    shutil.copytree(small_sweep / "sweep", again)
+    settings = CoverageSettings(alpha=1, fill=0.08)
+    score(again, None, ScoreOptions(settings, grid=(CoverageSettings(alpha=0.1, bins=20, fill=0.08),), split="in"))
+    records.keep_inside(again, folder / "digits")
     return folder
 
 
@@ -50,12 +62,72 @@ def test_what_is_kept_is_what_was_recorded(study, small_sweep):
 def test_the_same_records_give_the_same_bytes_and_scipy_agrees(study):
     script("", study)
     once = files(study)
-    assert Path("overview.svg") in once
+    assert {Path("overview.svg"), Path("results.md"), Path("digits/settings.svg")} <= set(once)
     script("", study)
     assert files(study) == once
+    tables = re.findall(r"(?:^\|.*\n)+", (study / "results.md").read_text(), re.MULTILINE)
+    assert len(tables) == 8
+    assert all(len({line.count(" | ") for line in table.splitlines()}) == 1 for table in tables)
     said = script(".check", study / "digits")
     worst = [float(part.split()[-1]) for part in said.splitlines()[-1].split(": ", 1)[1].split(",")]
     assert max(worst) < 1e-6
+
+
+def test_coverage_of_the_training_splits_is_compared_at_the_same_checkpoints(study):
+    script("", study)
+    kept = pd.read_parquet(study / "digits" / "records.parquet")
+    inside = pd.read_parquet(study / "digits" / "records_in.parquet")
+    assert len(inside) == len(kept)
+    found = pd.read_csv(study / "digits" / "splits.csv").set_index("key")
+    assert list(found.index) == ["nac_me", "nac_me_a0p1_m20_o0p08"]
+    taus = {}
+    for where, table in (
+        ("out", kept),
+        ("in", inside.merge(kept[["run", "step", "test_acc"]], on=["run", "step"])),
+    ):
+        runs = table[table["step"] > 0].groupby("run")
+        taus[where] = runs.apply(lambda run: kendalltau(run["nac_me"], run["test_acc"]).statistic)
+    assert found.loc["nac_me", "tau_out"] == pytest.approx(taus["out"].mean(), abs=1e-6)
+    assert found.loc["nac_me", "tau_in"] == pytest.approx(taus["in"].mean(), abs=1e-6)
+    assert found.loc["nac_me", "in_less_out"] == pytest.approx((taus["in"] - taus["out"]).mean(), abs=1e-6)
+
+
+def test_the_nested_choice_never_sees_the_test_env_it_is_judged_on(study):
+    script("", study)
+    before = (
+        pd.read_csv(study / "digits" / "nested_settings.csv").query("choice == 'nested'").set_index("test_env")
+    )
+    kept = pd.read_parquet(study / "digits" / "records.parquet")
+    other = study.with_name("other") / "digits"
+    other.mkdir(parents=True)
+    turned = kept.assign(test_acc=kept["test_acc"].where(kept["test_env"] == 1, 1 - kept["test_acc"]))
+    turned.to_parquet(other / "records.parquet")
+    script("", other.parent)
+    after = pd.read_csv(other / "nested_settings.csv").query("choice == 'nested'").set_index("test_env")
+    assert after.loc[0, "key"] == before.loc[0, "key"]
+    assert after.loc[0, "kendall_tau"] == pytest.approx(-before.loc[0, "kendall_tau"])
+
+
+def test_the_papers_tables_are_those_that_the_records_give():
+    findings = (STUDIES / "README.md").read_text().partition("\n## Results\n")[2]
+    said = [line for line in findings.splitlines() if line.startswith("| ")]
+    made = set((STUDIES / "results.md").read_text().splitlines())
+    assert len(said) > 20
+    assert [line for line in said if line not in made] == []
+
+
+@pytest.mark.slow
+def test_the_stored_results_are_those_that_the_records_give(tmp_path):
+    for path in STUDIES.glob("*/*.parquet"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path.parent.name)
+    script("", tmp_path)
+    assert (tmp_path / "results.md").read_text() == (STUDIES / "results.md").read_text()
+    assert sum(path.stat().st_size for path in STUDIES.glob("*/*.parquet")) < 5e6
+    for path in STUDIES.glob("*/records.parquet"):
+        said = script(".check", path.parent)
+        worst = [float(part.split()[-1]) for part in said.splitlines()[-1].split(": ", 1)[1].split(",")]
+        assert max(worst) < 1e-6
 
 
 def test_a_slice_trained_again_has_the_stored_records(study, monkeypatch, capsys):
@@ -75,3 +147,37 @@ def test_no_study_is_one_line(tmp_path):
     assert (
         done.stderr == f"{tmp_path} holds no NAME/records.parquet; python -m analysis.studies.records makes one\n"
     )
+
+
+@pytest.mark.data
+def test_the_digits_are_made_again_from_mnists_test_files(nacme_data, tmp_path):
+    raw = nacme_data / "mnist10k" / "MNIST" / "raw"
+    names = ["images-idx3-ubyte", "labels-idx1-ubyte"]
+    images, labels = (
+        np.concatenate([np.fromfile(raw / f"{part}-{name}", np.uint8, offset=skip) for part in ("train", "t10k")])
+        for name, skip in zip(names, (16, 8))
+    )
+    shuffled = np.random.default_rng(0).permutation(10_000)
+    theirs = tmp_path / "mnist" / "MNIST" / "raw"
+    theirs.mkdir(parents=True)
+    (theirs / "t10k-images-idx3-ubyte").write_bytes(bytes(16) + images.reshape(-1, 784)[shuffled].tobytes())
+    (theirs / "t10k-labels-idx1-ubyte").write_bytes(bytes(8) + labels[shuffled].tobytes())
+    script(".digits", tmp_path / "mnist", tmp_path / "out")
+    for part in ("train", "t10k"):
+        for name in names:
+            made = tmp_path / "out" / "MNIST" / "raw" / f"{part}-{name}"
+            assert made.read_bytes() == (raw / f"{part}-{name}").read_bytes()
+
+
+def test_other_digits_are_refused(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    command = [sys.executable, "-m", "analysis.studies.digits", str(tmp_path), str(tmp_path / "out")]
+    missing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert "t10k-images-idx3-ubyte is missing" in missing.stderr
+    raw.mkdir(parents=True)
+    (raw / "t10k-images-idx3-ubyte").write_bytes(bytes(16 + 784 * 10_000))
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(bytes(8 + 10_000))
+    other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (other.returncode, other.stderr.count("\n")) == (1, 1)
+    assert "does not hold MNIST's 10,000 test digits" in other.stderr

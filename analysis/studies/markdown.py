@@ -1,0 +1,193 @@
+"""The studies' tables as Markdown: what ``analysis/studies/results.md`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.studies.figures import fill_text
+from analysis.studies.tables import RIVALS
+
+#: The criteria that stand beside each other in each test env.
+SHOWN = ["val_acc", "nac_me", "nac_me_nested", "last"]
+
+
+def results(found: Sequence[Mapping[str, pd.DataFrame]], choices: pd.DataFrame, across: pd.DataFrame) -> str:
+    """Write all tables.
+
+    Parameters
+    ----------
+    found : sequence of mapping of str to DataFrame
+        Of each study, the tables of `analysis.studies.tables` by name.
+    choices, across : DataFrame
+        Those of all studies together.
+
+    Returns
+    -------
+    str
+    """
+    parts = ["# Results\n\nMade by `make study` from the stored records; README.md says what they mean.\n"]
+    parts.append(f"## Tau within runs, and what is left of it at a fixed step\n\n{_summary(found)}")
+    for tables in found:
+        dataset = tables["overall"]["dataset"].iloc[0]
+        parts.append(f"## {dataset}\n\n### Each test env, within runs\n\n{_by_env(tables)}")
+        parts.append(f"### Every criterion, within runs, all test envs\n\n{_overall(tables['overall'])}")
+        parts.append(f"### Settings of NAC-ME: mean tau\n\n{_settings(tables['settings'])}")
+        parts.append(f"### Settings and criteria chosen on the other test envs\n\n{_nested(tables)}")
+        if "splits" in tables:
+            parts.append(f"### Validation splits (out) and training splits (in)\n\n{_splits(tables['splits'])}")
+    parts.append(f"## All data sets\n\n### What is chosen, over all test envs\n\n{_choices(choices)}")
+    parts.append(f"### Criteria and settings chosen on the other data sets\n\n{_across(across)}")
+    return "\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """Lay out a table whose first columns are texts and whose others are numbers."""
+    ruler = ["---"] * texts + ["---:"] * (len(head) - texts)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ruler, *rows))
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """Write a number with a true minus sign; a dash where it is undefined."""
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−") if np.isfinite(value) else "–"
+
+
+def interval(value: float, low: float, high: float, sign: bool = False) -> str:
+    """Write a number and its interval."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{number(value, sign=sign)} [{number(low)}, {number(high)}]"
+
+
+def p(value: float) -> str:
+    return "–" if not np.isfinite(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def code(name: object) -> str:
+    return f"`{name}`" if isinstance(name, str) else "–"
+
+
+def _summary(found: Sequence[Mapping[str, pd.DataFrame]]) -> str:
+    columns = [tables["overall"].set_index("criterion") for tables in found]
+    names = pd.concat(columns).groupby("criterion")["kendall_tau"].mean().sort_values(ascending=False).index
+    rows = []
+    for name in names:
+        taus, partials = [], []
+        for row in (column.loc[name] for column in columns):
+            told = row["less_val_acc_p_holm"] < 0.05
+            mark = "" if not told else " ▲" if row["less_val_acc_difference"] > 0 else " ▼"
+            taus.append(interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"]) + mark)
+            partials.append(interval(row["partial_spearman_step"], row["partial_low"], row["partial_high"]))
+        rows.append([code(name), *taus, *partials])
+    datasets = [tables["overall"]["dataset"].iloc[0] for tables in found]
+    head = [
+        "criterion",
+        *(f"tau, {name}" for name in datasets),
+        *(f"rho at fixed step, {name}" for name in datasets),
+    ]
+    return (
+        table(head, rows) + "\n▲ better, ▼ worse than `val_acc` (permutation of runs, Holm-adjusted p < 0.05).\n"
+    )
+
+
+def _by_env(tables: Mapping[str, pd.DataFrame]) -> str:
+    taus = tables["by_env"].query("population == 'run'").set_index(["test_env", "criterion"])
+    regrets = tables["regret_per_run"].set_index(["test_env", "criterion"])["regret"]
+    rows = []
+    for env in taus.index.unique("test_env"):
+        of_env = [taus.loc[(env, name)] for name in SHOWN]
+        cells = [interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"]) for row in of_env]
+        lost = " / ".join(number(regrets[env, name], 1) for name in SHOWN)
+        rows.append([str(env), str(of_env[0]["n_runs"]), *cells, lost])
+    return table(
+        ["test env", "runs", *(f"tau of `{name}`" for name in SHOWN), "regret of the four (points)"], rows
+    )
+
+
+def _overall(overall: pd.DataFrame) -> str:
+    head = ["criterion", "tau"]
+    for rival in RIVALS:
+        head += [f"less `{rival}`", "p"]
+    head += ["rho, step fixed*", "regret per run", "regret per sweep"]
+    rows = []
+    for _, row in overall.sort_values("kendall_tau", ascending=False, kind="stable").iterrows():
+        cells = [code(row["criterion"]), interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"])]
+        for rival in RIVALS:
+            ends = [row[f"less_{rival}_{end}"] for end in ("difference", "low", "high")]
+            cells += [interval(*ends, sign=True), p(row[f"less_{rival}_p_holm"])]
+        cells.append(interval(row["partial_spearman_step"], row["partial_low"], row["partial_high"]))
+        rows.append([*cells, number(row["regret_per_run"], 1), number(row["regret_per_sweep"], 1)])
+    return table(head, rows) + (
+        "\n\\* Spearman's rank correlation with the step held fixed. p: permutation of runs, adjusted by Holm. "
+        "Regret in points.\n"
+    )
+
+
+def _settings(settings: pd.DataFrame) -> str:
+    layers = settings["layer"].map(lambda name: "penultimate" if name == "mean" else name.replace("_", "."))
+    settings = settings.assign(layer=layers)
+    # numbers in their order, then "auto"
+    alphas = sorted(settings["alpha"].unique(), key=lambda alpha: (isinstance(alpha, str), alpha))
+    rows = []
+    for (layer, fill, bins), group in settings.groupby(["layer", "fill", "bins"]):
+        means = group.groupby("alpha")["kendall_tau"].mean()
+        rows.append([layer, fill_text(fill), str(bins), *(number(means[alpha]) for alpha in alphas)])
+    heads = [f"alpha {alpha if isinstance(alpha, str) else f'{alpha:g}'}" for alpha in alphas]
+    return table(["layer", "O", "M", *heads], rows, texts=3)
+
+
+def _nested(tables: Mapping[str, pd.DataFrame]) -> str:
+    settings, criteria = (
+        tables[name].set_index(["test_env", "choice"]) for name in ("nested_settings", "nested_criteria")
+    )
+    rows = []
+    for env in settings.index.unique("test_env"):
+        cells = [*_chosen(settings.loc[(env, "nested")]), *_chosen(criteria.loc[(env, "nested")])]
+        others = [settings.loc[(env, name), "kendall_tau"] for name in ("peeking", *RIVALS)]
+        rows.append([str(env), *cells, *map(number, others)])
+    head = ["test env", "setting", "tau", "regret", "criterion or setting", "tau", "regret"]
+    return table([*head, "best setting, peeking", *map(code, RIVALS)], rows)
+
+
+def _chosen(row: pd.Series[float]) -> list[str]:
+    return [code(row["key"]), number(row["kendall_tau"]), number(row["regret"], 1)]
+
+
+def _splits(splits: pd.DataFrame) -> str:
+    rows = [
+        [
+            code(row["key"]),
+            number(row["tau_out"]),
+            number(row["tau_in"]),
+            interval(row["in_less_out"], row["low"], row["high"], sign=True),
+            number(row["tau_between"]),
+        ]
+        for _, row in splits.iterrows()
+    ]
+    runs = splits["n_runs"].max()
+    return table([f"setting ({runs} runs)", "tau, out", "tau, in", "in less out", "tau between the two"], rows)
+
+
+def _choices(choices: pd.DataFrame) -> str:
+    rows = []
+    for _, row in choices.iterrows():
+        cells = [code(row["criterion"]), row["per"], number(100 * row["top1_acc"], 1), number(row["regret"], 1)]
+        for rival in RIVALS:
+            counts = (row[f"wins_over_{rival}"], row[f"ties_with_{rival}"], row[f"losses_to_{rival}"])
+            cells += ["/".join(f"{count:.0f}" for count in counts), p(row[f"sign_p_over_{rival}"])]
+        rows.append(cells)
+    head = ["criterion", "chosen per", "test accuracy (%)", "regret (points)"]
+    for rival in RIVALS:
+        head += [f"better/equal/worse than `{rival}`", "p"]
+    return table(head, rows, texts=2) + "\np: two-sided sign test over test envs, not adjusted.\n"
+
+
+def _across(across: pd.DataFrame) -> str:
+    rows = []
+    for dataset, group in across.groupby("dataset", sort=False):
+        of = group.set_index("choice")
+        taus = [number(of.loc[name, "kendall_tau"]) for name in RIVALS]
+        rows.append([str(dataset), *_chosen(of.loc["nested"]), *taus])
+    return table(["data set", "chosen on the others", "tau", "regret", *map(code, RIVALS)], rows, texts=2)

@@ -1,0 +1,187 @@
+"""What the studies ask of their records, one table a question."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+import nacme
+from nacme import bootstrap
+from nacme.comparison import compare_criteria
+from nacme.criteria import criterion, criterion_values, oriented_values
+from nacme.quality import selection_quality, summarise_quality
+from nacme.sensitivity import grid_settings, nested_choice, sensitivity
+
+#: What every study records, and combinations that could be had for nothing.
+RECORDED = [
+    "val_acc",
+    "nac_me",
+    "nac_me_auto",
+    "nac_activation",
+    "nac_gradient",
+    "rank_mean(nac_me, val_acc)",
+    "rank_mean(nac_me_auto, val_acc)",
+    "rank_mean(val_loss, val_acc)",
+    "val_acc_worst",
+    "val_loss",
+    "val_loss_variance",
+    "val_acc_minus_discrepancy",
+    "coral_distance",
+    "mmd",
+    "ece",
+    "entropy",
+    "confidence",
+    "feature_norm",
+    "effective_rank",
+    "weight_norm",
+    "last",
+]
+CRITERIA = [*RECORDED, "nac_me_nested", "any_nested"]
+RIVALS = ("val_acc", "nac_me", "last")
+PER = ("run", "sweep")
+
+
+@criterion(higher_is_better=True, sees="ind", needs=["records"], cost="none", source="analysis/studies")
+def nac_me_nested(df: pd.DataFrame) -> pd.Series[float]:
+    """NAC-ME at the setting of the grid that ranks best in the data set's other test envs."""
+    return df["nac_me_nested"]
+
+
+@criterion(higher_is_better=True, sees="ind", needs=["records"], cost="none", source="analysis/studies")
+def any_nested(df: pd.DataFrame) -> pd.Series[float]:
+    """The criterion or setting of NAC-ME that ranks best in the data set's other test envs."""
+    return df["any_nested"]
+
+
+def with_nested(df: pd.DataFrame, settings: pd.DataFrame, criteria: pd.DataFrame) -> pd.DataFrame:
+    """Add what `nested_settings` and `nested_criteria` chose as columns, turned so that higher is better."""
+    for name, table in (("nac_me_nested", settings), ("any_nested", criteria)):
+        values = pd.Series(float("nan"), index=df.index)
+        keys = table[table["choice"] == "nested"].set_index("test_env")["key"].dropna()
+        for env, key in keys.items():
+            values[df["test_env"] == env] = oriented_values(df, key)
+        df = df.assign(**{name: values})
+    return df
+
+
+def settings(df: pd.DataFrame) -> pd.DataFrame:
+    """Judge every setting of the grid, also by how far it is validation accuracy in disguise."""
+    table = sensitivity(df)
+    disguise = sensitivity(df.assign(test_acc=criterion_values(df, "val_acc")))
+    key = ["test_env", "key"]
+    disguise = disguise[[*key, "kendall_tau"]].rename(columns={"kendall_tau": "tau_with_val_acc"})
+    return table.merge(disguise, on=key, validate="one_to_one")
+
+
+def nested_settings(df: pd.DataFrame) -> pd.DataFrame:
+    """Choose the setting on a data set's other test envs."""
+    return nested_choice(df, baselines=RIVALS)
+
+
+def nested_criteria(df: pd.DataFrame) -> pd.DataFrame:
+    """Choose among all criteria and all settings on a data set's other test envs."""
+    return nested_choice(df, baselines=RIVALS, candidates=candidates(df))
+
+
+def across(studies: pd.DataFrame) -> pd.DataFrame:
+    """Choose among all criteria and settings on the other data sets, and judge on this one."""
+    names = list(dict.fromkeys(studies["dataset"]))
+    as_envs = studies.assign(dataset="all", test_env=studies["dataset"].map(names.index))
+    table = nested_choice(as_envs, baselines=RIVALS, candidates=candidates(studies))
+    return table.assign(dataset=[names[env] for env in table["test_env"]]).drop(columns="test_env")
+
+
+def candidates(df: pd.DataFrame) -> list[str]:
+    """All that could be chosen: layers have other names in other networks, so those of one network only."""
+    settings = [setting.key for setting in grid_settings(df) if df[setting.key].notna().any()]
+    if df["dataset"].nunique() > 1:
+        settings = [key for key in settings if "_at_" not in key]
+    return [*RECORDED, *settings]
+
+
+def by_env(df: pd.DataFrame) -> pd.DataFrame:
+    """Correlate each criterion with test accuracy in each test env, within runs and across the sweep."""
+    return pd.concat([nacme.rank_correlation(df, CRITERIA, per, pool_algorithms=True) for per in PER])
+
+
+def overall(df: pd.DataFrame) -> pd.DataFrame:
+    """Correlate within runs, all test envs of the data set together, beside the differences from the rivals."""
+    whole = df.assign(test_env=-1)
+    table = nacme.rank_correlation(whole, CRITERIA, pool_algorithms=True).drop(columns="test_env")
+    table = table.merge(partial_intervals(df), "left", "criterion")
+    for rival in RIVALS:
+        others = [name for name in CRITERIA if name != rival]
+        compared = compare_criteria(whole, others, rival, pool_algorithms=True).set_index("criterion")
+        columns = compared[["difference", "low", "high", "p_holm"]].add_prefix(f"less_{rival}_")
+        table = table.merge(columns, "left", left_on="criterion", right_index=True)
+    for per in PER:
+        regret = summarise_quality(selection_quality(df, CRITERIA, per)).set_index("criterion")["regret"]
+        table[f"regret_per_{per}"] = table["criterion"].map(regret)
+    return table
+
+
+def partial_intervals(df: pd.DataFrame) -> pd.DataFrame:
+    """Average within runs the rank correlation that is left once the step is held fixed, with its interval."""
+    runs = df.assign(test_env=df["run"].factorize()[0])  # one row a run
+    table = nacme.rank_correlation(runs, CRITERIA, n_boot=1, pool_algorithms=True)
+    rows = []
+    for name, of_runs in table.groupby("criterion", sort=False):
+        values = of_runs["partial_spearman_step"].to_numpy(float)
+        low, high = float("nan"), float("nan")
+        if np.isfinite(values).sum() > 1:
+            weights = bootstrap.run_weights(len(values), 1000, bootstrap.generator(0, "partial"))
+            low, high = bootstrap.percentile_interval(bootstrap.weighted_mean(values, weights), 0.95, len(values))
+        rows.append({"criterion": name, "partial_low": float(low), "partial_high": float(high)})
+    return pd.DataFrame(rows)
+
+
+def choices(df: pd.DataFrame) -> pd.DataFrame:
+    """Say what each criterion's choices are worth over test envs, and how often they beat the rivals'."""
+    tables = [selection_quality(df, CRITERIA, per, baselines=RIVALS) for per in PER]
+    return pd.concat([summarise_quality(table) for table in tables])
+
+
+def regret_per_run(df: pd.DataFrame) -> pd.DataFrame:
+    """Average over the runs of a test env what stopping by each criterion costs, in points."""
+    chosen = nacme.select(df, CRITERIA, per="run")
+    return chosen.groupby(["dataset", "test_env", "criterion"], as_index=False)["regret"].mean()
+
+
+def splits(df: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
+    """Compare coverage of the validation splits with coverage of the training splits, at the same checkpoints.
+
+    Parameters
+    ----------
+    df, inside : DataFrame
+        The study's records, and those of checkpoints measured again on the ``in`` splits.
+
+    Returns
+    -------
+    DataFrame
+        One row per key that both hold: tau with test accuracy within runs on either splits, their difference with
+        its interval over runs, and the tau between the two.
+    """
+    key = ["run", "step"]
+    keys = ["nac_me", *(setting.key for setting in grid_settings(inside))]
+    both = df.merge(inside[[*key, *keys]], on=key, suffixes=("", " in"), validate="one_to_one")
+    rows = []
+    for name in keys:
+        pair = both.assign(test_env=-1, nac_me_nested=both[name], any_nested=both[f"{name} in"])
+        found = compare_criteria(pair, "any_nested", "nac_me_nested", pool_algorithms=True).iloc[0]
+        agree = nacme.rank_correlation(
+            pair.assign(test_acc=both[f"{name} in"]), "nac_me_nested", pool_algorithms=True
+        )
+        rows.append(
+            {
+                "dataset": found["dataset"],
+                "key": name,
+                "n_runs": found["n_runs"],
+                "tau_out": found["baseline_value"],
+                "tau_in": found["value"],
+                "in_less_out": found["difference"],
+                "low": found["low"],
+                "high": found["high"],
+                "tau_between": agree["kendall_tau"].iloc[0],
+            }
+        )
+    return pd.DataFrame(rows)
