@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 import nacme
-from domainbed_plugins.launchers import default_processes, run_local
+from domainbed_plugins.launchers import Outcome, Progress, default_processes, run_local
 from domainbed_plugins.spec_file import load_spec
-from domainbed_plugins.sweep import make_jobs
+from domainbed_plugins.sweep import Job, make_jobs
 
 HERE = Path(__file__).parent
 
@@ -40,9 +43,10 @@ def main() -> None:
     spec = replace(whole, algorithms=[flags.algorithm], test_envs=[[flags.test_env]], hparams_seeds=seeds)
     with tempfile.TemporaryDirectory() as temporary:
         out = flags.out or Path(temporary)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the studies were trained: sums depend on it
         jobs = make_jobs(spec, out, flags.data_dir)
         with contextlib.redirect_stdout(sys.stderr):
-            outcomes = run_local(jobs, spec.train_options(), processes=min(len(jobs), default_processes()))
+            outcomes = train(jobs, spec.train_options())
         for outcome in outcomes:
             if outcome.state != "done":
                 raise SystemExit(f"{outcome.job} {outcome.state}: {outcome.reason}")
@@ -51,8 +55,20 @@ def main() -> None:
     print(compare(stored, again).to_string())
 
 
+def train(jobs: list[Job], options: dict[str, Any]) -> list[Outcome]:
+    """Train jobs side by side, with a progress bar."""
+    count = min(len(jobs), default_processes())
+    shape = "{desc}: {percentage:3.0f}% {bar} {elapsed}"
+    with tqdm(total=1.0, desc=f"{len(jobs)} runs", bar_format=shape, disable=None) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.fraction - bar.n)
+
+        return run_local(jobs, options, processes=count, on_progress=show)
+
+
 def compare(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Largest absolute and relative difference of each number, over the checkpoints that both hold."""
+    """Find each number's largest difference, over the checkpoints of the slice, beside its largest magnitude."""
     key = ["dataset", "algorithm", "test_env", "trial_seed", "hparams_seed", "step"]
     both = stored.merge(again, on=key, suffixes=("", " again"), validate="one_to_one")
     if len(both) < len(again):
@@ -61,8 +77,9 @@ def compare(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     for name in again.columns.difference(key).intersection(stored.columns):
         if pd.api.types.is_float_dtype(stored[name]):
             old, new = both[name].to_numpy(float), both[f"{name} again"].to_numpy(float)
-            apart = np.abs(old - new)
-            rows[name] = {"largest difference": np.nanmax(apart), "of": np.nanmax(np.abs(old))}
+            same = (old == new) | (np.isnan(old) & np.isnan(new))
+            apart = np.where(same, 0.0, np.abs(old - new))  # NaN where only one of them is undefined
+            rows[name] = {"largest difference": apart.max(), "of": np.abs(old).max()}
     return pd.DataFrame(rows).T.sort_values("largest difference", ascending=False)
 
 

@@ -137,7 +137,13 @@ def test_a_slice_trained_again_has_the_stored_records(study, monkeypatch, capsys
     shown = capsys.readouterr().out.splitlines()
     table = {line.split()[0]: float(line.split()[1]) for line in shown[1:]}
     assert {"nac_me", "test_acc", "val_acc"} <= set(table)
-    assert np.nanmax(list(table.values())) == 0
+    assert max(table.values()) == 0
+    stored = pd.read_parquet(study / "digits" / "records.parquet")
+    other = stored.assign(nac_me=float("nan"), val_acc=stored["val_acc"] + 0.25)
+    apart = rerun.compare(stored, other)["largest difference"]
+    assert np.isnan(apart["nac_me"])
+    assert apart["val_acc"] == pytest.approx(0.25)
+    assert apart["test_acc"] == 0
 
 
 def test_no_study_is_one_line(tmp_path):
