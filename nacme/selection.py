@@ -160,9 +160,13 @@ def rank_checkpoints(df: pd.DataFrame, criterion: str, per: Per) -> pd.DataFrame
 
 def _score(df: pd.DataFrame, rows: pd.DataFrame, number: pd.Series[int], criterion: str) -> pd.DataFrame:
     """Return the rows where a criterion is defined, with its value, its score and the number of the population."""
+    import pandas as pd
+
     values = criterion_values(df, criterion, number.astype(float).reindex(df.index))
     score = values if get_criterion(criterion).higher_is_better else -values
-    scored: pd.DataFrame = rows.assign(value=values, _score=score, _population=number).dropna(subset="_score")
+    # joined at once: one by one, columns fragment a table as wide as a grid of settings makes it
+    found = pd.DataFrame({"value": values, "_score": score, "_population": number}, index=rows.index)
+    scored: pd.DataFrame = pd.concat([rows, found], axis=1).dropna(subset="_score")
     return scored
 
 
