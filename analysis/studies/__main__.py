@@ -20,9 +20,6 @@ from nacme import plots
 from nacme.errors import NacmeWarning
 from nacme.plot_style import render
 
-#: What the README's figure shows.
-STORY = ["val_acc", "nac_me", "nac_me_nested", "val_loss", "val_acc_worst", "last", "ece", "coral_distance"]
-
 
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore", NacmeWarning)  # what is undefined is empty in the tables
@@ -57,7 +54,6 @@ def main(folder: Path) -> None:
     save_table(folder / "choices.csv", choices)
     save_table(folder / "across.csv", across)
     save_figure(folder / "overview.svg", figures.overview(overall))
-    save_figure(folder / "story.svg", figures.overview(overall, STORY))
     save_figure(folder / "disguise.svg", figures.disguise([of_study["settings"] for of_study in found], overall))
     (folder / "results.md").write_text(markdown.results(found, choices, across))
 

@@ -12,15 +12,13 @@ from nacme.plot_style import INK, MUTED, OKABE_ITO, dress, styled
 
 
 @styled
-def overview(table: pd.DataFrame, names: list[str] | None = None) -> Figure:
+def overview(table: pd.DataFrame) -> Figure:
     """Draw each criterion's tau within a run with its interval, data set beside data set.
 
     Parameters
     ----------
     table : DataFrame
         `analysis.studies.tables.overall` of each data set.
-    names : list of str, optional
-        The criteria to show; all of them without it.
 
     Returns
     -------
@@ -28,8 +26,7 @@ def overview(table: pd.DataFrame, names: list[str] | None = None) -> Figure:
         Criteria that differ from ``val_acc`` (Holm-adjusted p below 0.05) are coloured.
     """
     datasets = list(dict.fromkeys(table["dataset"]))
-    means = table.groupby("criterion")["kendall_tau"].mean().sort_values()
-    order = [name for name in means.index if names is None or name in names]
+    order = list(table.groupby("criterion")["kendall_tau"].mean().sort_values().index)
     figure = Figure(figsize=(2.6 + 2.5 * len(datasets), 1.0 + 0.25 * len(order)), layout="constrained")
     axes = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
     for ax, dataset in zip(axes, datasets):
@@ -84,6 +81,9 @@ def disguise(settings: Sequence[pd.DataFrame], overall: pd.DataFrame) -> Figure:
             )
         own = overall[(overall["dataset"] == dataset) & (overall["criterion"] == "val_acc")]["kendall_tau"].iloc[0]
         ax.axhline(own, color=INK, lw=1, ls=":")
+        ax.annotate(
+            "validation accuracy", (0, own), (2, 3), ("axes fraction", "data"), "offset points", fontsize=8
+        )
         ax.set_title(dataset, loc="left", fontweight="bold", fontsize=10)
         ax.set_xlabel("tau with validation accuracy")
         dress(ax)
