@@ -141,7 +141,8 @@ def nested_choice(
     """Choose the setting on the other test envs and judge it on this one.
 
     Taking the best setting of a table and quoting its figure there is peeking at the test envs. Here the setting
-    for a test env is the one with the best mean Kendall tau over the data set's other test envs.
+    for a test env is the one with the best mean Kendall tau over the data set's other test envs, without those where
+    no tau is defined at all, because every checkpoint of a run has the same test accuracy.
 
     Parameters
     ----------
@@ -178,8 +179,9 @@ def nested_choice(
         taus = whole.pivot(index="key", columns="test_env", values="kendall_tau")
         regrets = whole.pivot(index="key", columns="test_env", values="regret")
         for env in taus.columns:
-            # a setting that is undefined on some env is no candidate, however good it is on the others
-            others = taus.drop(columns=env).mean(axis=1, skipna=False).dropna()
+            # an env where nothing can be ranked says nothing of any setting; a setting that is undefined on one of
+            # the others is no candidate, however good it is elsewhere
+            others = taus.drop(columns=env).dropna(axis=1, how="all").mean(axis=1, skipna=False).dropna()
             here = taus[env].dropna()
             for choice, ranked in (("nested", others), ("peeking", here)):
                 key = str(ranked.idxmax()) if len(ranked) and (choice == "peeking" or taus.shape[1] > 1) else None

@@ -122,6 +122,16 @@ def test_a_setting_that_is_undefined_somewhere_is_no_candidate():
     assert chosen.loc[(2, "nested"), "key"] == BAD
 
 
+def test_a_test_env_where_all_models_are_equally_good_has_no_say_in_the_nested_choice():
+    df = sweep({GOOD: right, BAD: noise})
+    df.loc[df.test_env == 2, "test_acc"] = 0.1
+    chosen = nested_choice(df).set_index(["test_env", "choice"])
+    assert chosen.loc[(0, "nested"), "key"] == GOOD
+    assert chosen.loc[(0, "nested"), "kendall_tau"] == pytest.approx(1.0)
+    assert chosen.loc[(2, "nested"), "key"] == GOOD
+    assert np.isnan(chosen.loc[(2, "nested"), "kendall_tau"])
+
+
 def test_one_test_env_has_no_nested_choice():
     df = sweep({GOOD: right, BAD: noise})
     chosen = nested_choice(df[df.test_env == 1]).set_index("choice")
