@@ -141,8 +141,8 @@ def nested_choice(
     """Choose the setting on the other test envs and judge it on this one.
 
     Taking the best setting of a table and quoting its figure there is peeking at the test envs. Here the setting
-    for a test env is the one with the best mean Kendall tau over the data set's other test envs, without those where
-    no tau is defined at all, because every checkpoint of a run has the same test accuracy.
+    for a test env is the one with the best mean Kendall tau over the data set's other test envs, without those
+    where no tau is defined at all, because every checkpoint of a run has the same test accuracy.
 
     Parameters
     ----------
