@@ -25,9 +25,13 @@ for env, of_env in sorted(envs.items()):
             value, accuracy = (np.array([r[key] for r in run], float) for key in (name, "test_acc"))
             taus.append(kendalltau(sign * value[1:], accuracy[1:]).statistic)  # without step 0
             best[name].append(100 * (accuracy.max() - accuracy[np.nanargmax(sign * value)]))
-        tau, regret = float(np.nanmean(taus)), float(np.mean(best[name]))
+        defined = [tau for tau in taus if not np.isnan(tau)]
+        tau, regret = float(np.mean(defined)) if defined else np.nan, float(np.mean(best[name]))
         key = (env, "last" if name == "step" else name)
-        apart["tau"] = max(apart["tau"], abs(tau - ours.loc[key, "kendall_tau"]))
-        apart["regret"] = max(apart["regret"], abs(regret - regrets[key]))
+        for kind, mine, yours in (("tau", tau, ours.loc[key, "kendall_tau"]), ("regret", regret, regrets[key])):
+            if not np.isnan(mine) or not np.isnan(
+                yours
+            ):  # undefined for both is agreement, for one it shows as nan
+                apart[kind] = np.maximum(apart[kind], abs(mine - yours))
         print(f"env {env} {name:>13}: tau {tau:.4f}, regret {regret:.2f} points")
 print(f"largest differences from ours: tau {apart['tau']:.1e}, regret {apart['regret']:.1e}")

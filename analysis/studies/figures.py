@@ -82,7 +82,13 @@ def disguise(settings: Sequence[pd.DataFrame], overall: pd.DataFrame) -> Figure:
         own = overall[(overall["dataset"] == dataset) & (overall["criterion"] == "val_acc")]["kendall_tau"].iloc[0]
         ax.axhline(own, color=INK, lw=1, ls=":")
         ax.annotate(
-            "validation accuracy", (0, own), (2, 3), ("axes fraction", "data"), "offset points", fontsize=8
+            "validation accuracy",
+            (0, own),
+            (2, 3),
+            ("axes fraction", "data"),
+            "offset points",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
         ax.set_title(dataset, loc="left", fontweight="bold", fontsize=10)
         ax.set_xlabel("tau with validation accuracy")
