@@ -30,6 +30,7 @@ def keep(sweep: Path, out: Path, spec: Path) -> None:
     if unfinished:
         raise SystemExit(f"{sweep}: {unfinished} runs are not finished; go on with nacme sweep run {spec}")
     out.mkdir(parents=True, exist_ok=True)
+    df.attrs.clear()  # Parquet would keep them, the sweep's path on this machine among them
     df["checkpoint"] = [str(Path(path).relative_to(sweep)) for path in df["checkpoint"]]
     df.to_parquet(out / "records.parquet", compression="zstd", index=False)
     shutil.copy(spec, out / "spec.yaml")

@@ -56,6 +56,7 @@ def test_what_is_kept_is_what_was_recorded(study, small_sweep):
     assert about["versions"]["Testbed"].startswith("embedded")
     kept = pd.read_parquet(study / "digits" / "records.parquet")
     there = nacme.load_sweep(small_sweep / "sweep")
+    assert str(small_sweep).encode() not in (study / "digits" / "records.parquet").read_bytes()
     pd.testing.assert_frame_equal(kept.drop(columns="checkpoint"), there.drop(columns="checkpoint"))
 
 
