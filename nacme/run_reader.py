@@ -33,7 +33,8 @@ NO_MODEL, STEP_MODEL, LAST_MODEL = 0, 1, 2
 
 #: What the ``nac`` object says of how coverage was measured; values measured differently do not compare.
 _SETTINGS = ("alpha", "bins", "fill", "split", "spacing", "correct_only")
-_FROM_NAC = ("occupied_bins", "degenerate", "full_bins")
+#: What else becomes a column.
+FROM_NAC = ("occupied_bins", "degenerate", "full_bins")
 #: What the ``ood`` object's entries, such as ``covariate_nacue``, have a key of each.
 _FROM_OOD = ("auroc", "aupr", "fpr95")
 _NAN = float("nan")
@@ -183,7 +184,7 @@ class _Layout:
         if nac := record.get("nac"):
             if grid := nac.get("grid"):
                 keys = known.union(grid)
-            for key in _FROM_NAC:
+            for key in FROM_NAC:
                 if key in nac:
                     numbers[key] = _number(nac[key])
             run.settings.add(", ".join([f"{key} {nac[key]}" for key in _SETTINGS if key in nac]))

@@ -32,13 +32,15 @@ def main(folder: Path) -> None:
         inside = path.with_name("records_in.parquet")
         nested, nested_any = tables.nested_settings(df), tables.nested_criteria(df)
         df = tables.with_nested(df, nested, nested_any)
+        settings = tables.settings(df)
         of_study = {
             "nested_settings": nested,
             "nested_criteria": nested_any,
             "by_env": tables.by_env(df),
             "overall": tables.overall(df),
             "regret_per_run": tables.regret_per_run(df),
-            "settings": tables.settings(df),
+            "settings": settings,
+            "facts": tables.facts(df, settings),
         }
         if inside.exists():
             of_study["splits"] = tables.splits(df, read(inside))

@@ -29,9 +29,8 @@ for env, of_env in sorted(envs.items()):
         tau, regret = float(np.mean(defined)) if defined else np.nan, float(np.mean(best[name]))
         key = (env, "last" if name == "step" else name)
         for kind, mine, yours in (("tau", tau, ours.loc[key, "kendall_tau"]), ("regret", regret, regrets[key])):
-            if not np.isnan(mine) or not np.isnan(
-                yours
-            ):  # undefined for both is agreement, for one it shows as nan
-                apart[kind] = np.maximum(apart[kind], abs(mine - yours))
+            # undefined for both is agreement; for one of them, the result is nan
+            gap = 0.0 if np.isnan(mine) and np.isnan(yours) else abs(mine - yours)
+            apart[kind] = np.maximum(apart[kind], gap)
         print(f"env {env} {name:>13}: tau {tau:.4f}, regret {regret:.2f} points")
 print(f"largest differences from ours: tau {apart['tau']:.1e}, regret {apart['regret']:.1e}")

@@ -29,6 +29,7 @@ def results(found: Sequence[Mapping[str, pd.DataFrame]], choices: pd.DataFrame, 
     str
     """
     parts = ["# Results\n\nMade by `make study` from the stored records; README.md says what they mean.\n"]
+    parts.append(f"## What the records hold\n\n{_facts(pd.concat([tables['facts'] for tables in found]))}")
     parts.append(f"## Tau within runs, and what is left of it at a fixed step\n\n{_summary(found)}")
     for tables in found:
         dataset = tables["overall"]["dataset"].iloc[0]
@@ -69,6 +70,20 @@ def code(name: object) -> str:
     return f"`{name}`" if isinstance(name, str) else "–"
 
 
+def _facts(facts: pd.DataFrame) -> str:
+    rows = []
+    for _, row in facts.iterrows():
+        counts = [f"{row['runs']}", f"{row['checkpoints']}", f"{row['degenerate']:.0%}"]
+        constant = [f"{row['constant_nac_me']}", f"{row['constant_test_acc']}"]
+        rows.append([row["dataset"], *counts, *constant, number(row["settings_rho"])])
+    head = ["data set", "runs", "checkpoints", "degenerate", "runs with constant `nac_me`"]
+    head += ["runs with constant test accuracy", "rho over settings*"]
+    return table(head, rows) + (
+        "\n\\* Spearman's rank correlation, over the settings of NAC-ME, of tau with test accuracy and tau with "
+        "validation accuracy. Constant: at all checkpoints but step 0.\n"
+    )
+
+
 def _summary(found: Sequence[Mapping[str, pd.DataFrame]]) -> str:
     columns = [tables["overall"].set_index("criterion") for tables in found]
     names = pd.concat(columns).groupby("criterion")["kendall_tau"].mean().sort_values(ascending=False).index
@@ -101,16 +116,15 @@ def _by_env(tables: Mapping[str, pd.DataFrame]) -> str:
         cells = [interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"]) for row in of_env]
         lost = " / ".join(number(regrets[env, name], 1) for name in SHOWN)
         rows.append([str(env), str(of_env[0]["n_runs"]), *cells, lost])
-    return table(
-        ["test env", "runs", *(f"tau of `{name}`" for name in SHOWN), "regret of the four (points)"], rows
-    )
+    taus_of = [f"tau of `{name}`" for name in SHOWN]
+    return table(["test env", "runs with a tau", *taus_of, "regret of the four (points)"], rows)
 
 
 def _overall(overall: pd.DataFrame) -> str:
     head = ["criterion", "tau"]
     for rival in RIVALS:
         head += [f"less `{rival}`", "p"]
-    head += ["rho, step fixed*", "regret per run", "regret per sweep"]
+    head += ["rho, step fixed*", "tau with `val_acc`", "regret per run", "regret per sweep"]
     rows = []
     for _, row in overall.sort_values("kendall_tau", ascending=False, kind="stable").iterrows():
         cells = [code(row["criterion"]), interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"])]
@@ -118,7 +132,8 @@ def _overall(overall: pd.DataFrame) -> str:
             ends = [row[f"less_{rival}_{end}"] for end in ("difference", "low", "high")]
             cells += [interval(*ends, sign=True), p(row[f"less_{rival}_p_holm"])]
         cells.append(interval(row["partial_spearman_step"], row["partial_low"], row["partial_high"]))
-        rows.append([*cells, number(row["regret_per_run"], 1), number(row["regret_per_sweep"], 1)])
+        cells += [number(row["tau_with_val_acc"]), number(row["regret_per_run"], 1)]
+        rows.append([*cells, number(row["regret_per_sweep"], 1)])
     return table(head, rows) + (
         "\n\\* Spearman's rank correlation with the step held fixed. p: permutation of runs, adjusted by Holm. "
         "Regret in points.\n"

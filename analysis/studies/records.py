@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import shutil
 import statistics
@@ -73,12 +74,21 @@ def described(results: list[Path]) -> dict[str, Any]:
                 said.setdefault(key, set()).add(value)
     ended = [path.stat().st_mtime for path in results]
     begun = [min(file.stat().st_mtime for file in path.parent.iterdir()) for path in results]
+    in_steps = [step_seconds(path) for path in results]
     return {
         "versions": {key: ", ".join(sorted(values)) for key, values in sorted(said.items())},
         "ended": datetime.datetime.fromtimestamp(max(ended), datetime.timezone.utc).strftime("%Y-%m-%d"),
         # the median, for a run that was stopped and taken up again seems to last longer
         "minutes_per_run": round(statistics.median(b - a for a, b in zip(begun, ended)) / 60, 1),
+        "minutes_per_run_in_training_steps": round(statistics.median(in_steps) / 60, 1),
     }
+
+
+def step_seconds(results: Path) -> float:
+    """Add up the seconds that a run spent in training steps; the rest is evaluation, recording and saving."""
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    pairs = itertools.pairwise(records)
+    return sum(after["step_time"] * (after["step"] - before["step"]) for before, after in pairs)
 
 
 if __name__ == "__main__":

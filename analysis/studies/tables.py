@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 import nacme
 from nacme import bootstrap
@@ -99,6 +100,22 @@ def candidates(df: pd.DataFrame) -> list[str]:
     return [*RECORDED, *settings]
 
 
+def facts(df: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
+    """Count what the records hold, and say how closely a setting's worth follows its tau with ``val_acc``."""
+    values = df[df["step"] > 0].groupby("run")[["nac_me", "test_acc"]].nunique()
+    means = settings.groupby("key")[["kendall_tau", "tau_with_val_acc"]].mean().dropna()
+    row = {
+        "dataset": df["dataset"].iloc[0],
+        "runs": len(values),
+        "checkpoints": len(df),
+        "degenerate": float(df["degenerate"].mean()),
+        "constant_nac_me": int((values["nac_me"] == 1).sum()),
+        "constant_test_acc": int((values["test_acc"] == 1).sum()),
+        "settings_rho": float(spearmanr(means["kendall_tau"], means["tau_with_val_acc"]).statistic),
+    }
+    return pd.DataFrame([row])
+
+
 def by_env(df: pd.DataFrame) -> pd.DataFrame:
     """Correlate each criterion with test accuracy in each test env, within runs and across the sweep."""
     return pd.concat([nacme.rank_correlation(df, CRITERIA, per, pool_algorithms=True) for per in PER])
@@ -109,6 +126,9 @@ def overall(df: pd.DataFrame) -> pd.DataFrame:
     whole = df.assign(test_env=-1)
     table = nacme.rank_correlation(whole, CRITERIA, pool_algorithms=True).drop(columns="test_env")
     table = table.merge(partial_intervals(df), "left", "criterion")
+    as_test = whole.assign(test_acc=criterion_values(df, "val_acc"))
+    with_val_acc = nacme.rank_correlation(as_test, CRITERIA, n_boot=1, pool_algorithms=True)
+    table["tau_with_val_acc"] = with_val_acc["kendall_tau"]
     for rival in RIVALS:
         others = [name for name in CRITERIA if name != rival]
         compared = compare_criteria(whole, others, rival, pool_algorithms=True).set_index("criterion")
@@ -166,6 +186,7 @@ def splits(df: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
     both = df.merge(inside[[*key, *keys]], on=key, suffixes=("", " in"), validate="one_to_one")
     rows = []
     for name in keys:
+        # compare_criteria wants names of criteria; these two are not asked for here
         pair = both.assign(test_env=-1, nac_me_nested=both[name], any_nested=both[f"{name} in"])
         found = compare_criteria(pair, "any_nested", "nac_me_nested", pool_algorithms=True).iloc[0]
         agree = nacme.rank_correlation(

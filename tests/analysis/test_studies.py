@@ -67,7 +67,7 @@ def test_the_same_records_give_the_same_bytes_and_scipy_agrees(study):
     script("", study)
     assert files(study) == once
     tables = re.findall(r"(?:^\|.*\n)+", (study / "results.md").read_text(), re.MULTILINE)
-    assert len(tables) == 8
+    assert len(tables) == 9
     assert all(len({line.count(" | ") for line in table.splitlines()}) == 1 for table in tables)
     said = script(".check", study / "digits")
     worst = [float(part.split()[-1]) for part in said.splitlines()[-1].split(": ", 1)[1].split(",")]

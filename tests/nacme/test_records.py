@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import nacme
-from nacme import records
+from nacme import records, sweep_cache
 from nacme.errors import NacmeWarning, SweepError
 
 
@@ -287,6 +287,12 @@ def test_the_cache_serves_and_notices_changes(tmp_path: Path, monkeypatch: pytes
     assert nacme.load_sweep(tmp_path)["done"].tolist() == [True, True, False]
     write_run(tmp_path / "c", [record(0)])
     assert nacme.load_sweep(tmp_path)["run"].nunique() == 3
+    # a cache of before a column was read lacks it
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_read", fail)
+        patch.setattr(sweep_cache, "FROM_NAC", (*sweep_cache.FROM_NAC, "more"))
+        with pytest.raises(AssertionError, match="read anew"):
+            nacme.load_sweep(tmp_path)
 
 
 @pytest.mark.usefixtures("large")
