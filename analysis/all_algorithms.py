@@ -25,8 +25,9 @@ from pathlib import Path
 import torch
 
 import nacme
-from domainbed_plugins import backends, score
-from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint, load_weights
+from domainbed_plugins import score
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.train import main as our_train
 from nacme.measurement import CoverageSettings
 

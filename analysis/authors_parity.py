@@ -30,10 +30,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from domainbed_plugins import backends
-from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint, load_weights
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.data.decoded import ValidationData
+from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.train import main as train
-from domainbed_plugins.validation_data import ValidationData
 from nacme import measure
 
 TOLERANCE = 1e-6

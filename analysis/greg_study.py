@@ -26,11 +26,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from domainbed_plugins import backends, train
+from domainbed_plugins import train
 from domainbed_plugins.algorithms.greg import energy
-from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint, load_weights
-from domainbed_plugins.scored_runs import find_jobs
-from domainbed_plugins.validation_data import ValidationData
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.data.decoded import ValidationData
+from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
+from domainbed_plugins.runs.saved import find_jobs
 from nacme.ood.evaluation import detection_metrics
 from nacme.ood.outliers import pseudo_outliers, resized
 from nacme.taps import untouched

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     flags = parser().parse_args(argv)
 
-    from domainbed_plugins import backends
+    from domainbed_plugins.backends import find as backends
     from domainbed_plugins.selection_methods import recorded_in, selection_method
 
     testbed = backends.domainbed(flags.domainbed)
@@ -114,8 +114,8 @@ def load_records(sweep: Path) -> list[dict[str, Any]]:
     SweepError
         If there are none.
     """
-    from domainbed_plugins.scored_runs import read_lines
-    from nacme.run_reader import ADDED, RESULTS
+    from domainbed_plugins.runs.saved import read_lines
+    from nacme.records.run import ADDED, RESULTS
 
     records: list[dict[str, Any]] = []
     for run in sorted(sweep.iterdir()) if sweep.is_dir() else ():

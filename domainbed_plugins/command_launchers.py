@@ -11,9 +11,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_plugins import backends, train
-from domainbed_plugins.launchers import default_processes, run_local
-from domainbed_plugins.sweep import Job, Resources
+from domainbed_plugins import train
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.sweep.jobs import Job, Resources
+from domainbed_plugins.sweep.launchers.local import default_processes, run_local
 from nacme.errors import ConfigError, NacmeError
 
 _SCRIPT = "domainbed.scripts.train"
@@ -60,7 +61,7 @@ def slurm_launcher(commands: Sequence[str]) -> None:
     NacmeError
         If Slurm refuses the jobs, or a run failed, after the others have ended.
     """
-    from domainbed_plugins.slurm import run_slurm
+    from domainbed_plugins.sweep.launchers.slurm import run_slurm
 
     jobs = [parse_command(command) for command in commands]
     if not jobs:

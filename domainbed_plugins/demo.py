@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from domainbed_plugins.spec_file import load_spec
-from domainbed_plugins.sweep_commands import run_sweep
+from domainbed_plugins.sweep.commands import run_sweep
+from domainbed_plugins.sweep.spec_file import load_spec
 from nacme.errors import ConfigError, DegenerateCoverageWarning
 
 CRITERIA = ("nac_me", "val_acc", "val_loss", "last")
@@ -44,7 +44,7 @@ def run(out: Path, quick: bool = False) -> None:
 def _study(sweep: Path, report: Path) -> None:
     import nacme
     from nacme.output import write_frame
-    from nacme.report import write_report
+    from nacme.report.write import write_report
 
     df = nacme.load_sweep(sweep)
     selected = nacme.select(df, [*CRITERIA, "oracle"], per="sweep")

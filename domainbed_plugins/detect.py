@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_plugins.scored_runs import Job, find_jobs
+from domainbed_plugins.runs.saved import Job, find_jobs
 from nacme.errors import ConfigError, SweepError, nearest
-from nacme.run_reader import DETECTED, RESULTS
+from nacme.records.run import DETECTED, RESULTS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -204,9 +204,9 @@ def detect(
     _check(options, data_dir)
     jobs = _jobs(Path(path), every_checkpoint)
 
-    from domainbed_plugins.detectors import Examiner
+    from domainbed_plugins.detection.examiner import Examiner
     from nacme.ood.score_plots import score_histograms
-    from nacme.plot_style import render
+    from nacme.plots.style import render
 
     examiner = Examiner(data_dir, options, domainbed)
     rows: list[dict[str, Any]] = []
@@ -265,7 +265,7 @@ def _jobs(path: Path, every: bool) -> list[Job]:
 
 def _write_down(found: Detection, options: DetectOptions) -> None:
     """Add a checkpoint's numbers to its run's records; those of other detectors and data sets stay."""
-    from domainbed_plugins.scored_runs import read_lines
+    from domainbed_plugins.runs.saved import read_lines
 
     path = found.job.directory / DETECTED
     records = {record["step"]: record for record in read_lines(path)}

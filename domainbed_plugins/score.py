@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_plugins.memory import keep_freed_memory
-from domainbed_plugins.scored_runs import Job, Ledger, find_jobs
+from domainbed_plugins.machine import keep_freed_memory
+from domainbed_plugins.runs.saved import Job, Ledger, find_jobs
 from domainbed_plugins.train import add_coverage_flags, coverage_settings, parse_grid
-from nacme.criteria import load_criteria_module
+from nacme.criteria.registry import load_criteria_module
 from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
-from nacme.run_reader import RESULTS
+from nacme.records.run import RESULTS
 
 if TYPE_CHECKING:
-    from domainbed_plugins.checkpoint_groups import Measured
+    from domainbed_plugins.scoring.groups import Measured
     from nacme.measurement import CoverageSettings
 
 #: A checkpoint's accuracies may differ by so much from those that training recorded before it is said.
@@ -200,7 +200,7 @@ def score(
     """
     from tqdm import tqdm
 
-    from domainbed_plugins.checkpoint_groups import GroupScorer
+    from domainbed_plugins.scoring.groups import GroupScorer
 
     if models is not None and models < 1:
         raise ConfigError(f"--models {models}: at least one at a time; leave the flag away to let memory decide")
@@ -256,7 +256,7 @@ def _sharing(args: dict[str, Any]) -> tuple[Any, ...]:
 
 def _check_criteria(options: ScoreOptions) -> None:
     """Refuse criteria that no pass over data gives."""
-    from nacme.criteria import VARIANT_PREFIX, get_criterion, recorded_names
+    from nacme.criteria.registry import VARIANT_PREFIX, get_criterion, recorded_names
 
     for name in options.criteria or ():
         if not get_criterion(name).is_recorded:

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from domainbed_plugins import backends
-from nacme.criteria import get_criterion, recorded_names
+from domainbed_plugins.backends import find as backends
+from nacme.criteria.registry import get_criterion, recorded_names
 from nacme.errors import CriterionError
 
 _SUFFIX = "SelectionMethod"

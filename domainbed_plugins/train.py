@@ -167,9 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser().parse_args(argv)
     args = {name: getattr(flags, name) for name in STOCK_FLAGS}
 
-    from domainbed_plugins import backends
-    from domainbed_plugins.runner import TrainOptions, train
-    from nacme.criteria import load_criteria_module
+    from domainbed_plugins.backends import find as backends
+    from domainbed_plugins.training.run import TrainOptions, train
+    from nacme.criteria.registry import load_criteria_module
 
     if flags.criteria_module:
         load_criteria_module(flags.criteria_module)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nacme.measurement import CoverageSettings, Measurement, measure
     from nacme.quality import selection_quality
     from nacme.recorder import Recorder
-    from nacme.records import load_sweep
+    from nacme.records.load import load_sweep
     from nacme.selection import select
     from nacme.states import kl_gradients, neuron_states
 

@@ -132,7 +132,7 @@ def sweep_run_command(
     domainbed: DomainBedRoot = None,
 ) -> None:
     """Train what is missing; running it again continues."""
-    from domainbed_plugins import sweep_commands
+    from domainbed_plugins.sweep import commands as sweep_commands
 
     sweep_commands.run_command(spec, output_dir, data_dir, domainbed, launcher.value, jobs, wait)
 
@@ -146,7 +146,7 @@ def sweep_plan_command(
     form: Annotated[Format, typer.Option("--format", help="How the result is printed.")] = Format.table,
 ) -> None:
     """Say how many runs, steps, checkpoints, bytes and hours a sweep is."""
-    from domainbed_plugins import sweep_commands
+    from domainbed_plugins.sweep import commands as sweep_commands
 
     sweep_commands.plan_command(spec, output_dir, data_dir, domainbed, form.value)
 
@@ -160,7 +160,7 @@ def sweep_status_command(
     form: Annotated[Format, typer.Option("--format", help="How the result is printed.")] = Format.table,
 ) -> None:
     """Tell which runs are not launched, queued, running, interrupted, failed or done."""
-    from domainbed_plugins import sweep_commands
+    from domainbed_plugins.sweep import commands as sweep_commands
 
     sweep_commands.status_command(spec, output_dir, data_dir, domainbed, form.value)
 
@@ -174,7 +174,7 @@ def sweep_delete_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete the directories of failed and interrupted runs; what is done or running stays."""
-    from domainbed_plugins import sweep_commands
+    from domainbed_plugins.sweep import commands as sweep_commands
 
     sweep_commands.delete_command(spec, output_dir, data_dir, domainbed, yes)
 
@@ -200,7 +200,7 @@ def select_command(
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Choose a checkpoint per (dataset, algorithm, test env, trial) and criterion."""
-    from nacme import study
+    from nacme import commands as study
 
     study.run_select(sweep, criterion, per.value, form.value, modules=criteria_module)
 
@@ -221,7 +221,7 @@ def correlate_command(
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
-    from nacme import study
+    from nacme import commands as study
 
     study.run_correlate(
         sweep,
@@ -251,7 +251,7 @@ def report_command(
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Write a sweep's tables and figures as one self-contained page."""
-    from nacme import study
+    from nacme import commands as study
 
     study.run_report(
         sweep, out, criterion, export=export, include_step0=include_step0, seed=seed, modules=criteria_module
@@ -261,7 +261,7 @@ def report_command(
 @app.command("criteria")
 def criteria_command(form: FormatOption = Format.table, criteria_module: CriteriaModules = None) -> None:
     """List every criterion: direction, data it sees, cost, source."""
-    from nacme import study
+    from nacme import commands as study
 
     study.run_criteria(form.value, modules=criteria_module)
 
@@ -277,7 +277,7 @@ def prune_command(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; otherwise only say what would go.")] = False,
 ) -> None:
     """Delete the checkpoints of finished runs that no kept criterion chooses."""
-    from domainbed_plugins import prune
+    from domainbed_plugins.runs import prune
 
     prune.prune(sweep, [*(keep or ()), *context.args], yes=yes)
 
@@ -289,7 +289,7 @@ def export_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where model.pt and card.json go.")],
 ) -> None:
     """Write a checkpoint as a plain state dict and a JSON card."""
-    from domainbed_plugins.export import export
+    from domainbed_plugins.runs.export import export
 
     typer.echo(export(run, step, out))
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nacme import bootstrap, statistics
-from nacme.criteria import oriented_values
+from nacme.criteria.registry import oriented_values
 from nacme.errors import ConfigError
 from nacme.selection import single_env_rows
 from nacme.statistics import Array

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nacme.criteria import all_criteria, get_criterion
+from nacme.criteria.network import Collected
+from nacme.criteria.registry import all_criteria, get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning
 from nacme.measurement import (
     CoverageCounter,
@@ -25,7 +26,6 @@ from nacme.measurement import (
     mean,
     summarize,
 )
-from nacme.network_criteria import Collected
 from nacme.observation import not_empty, observing
 from nacme.taps import Reading, Taps
 

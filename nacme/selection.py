@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from nacme.criteria import criterion_values, get_criterion
+from nacme.criteria.registry import criterion_values, get_criterion
 from nacme.errors import ConfigError, NacmeWarning, SweepError
 
 if TYPE_CHECKING:

@@ -34,6 +34,6 @@ def domainbed():
     """The DomainBed testbed."""
     if not os.environ.get("DOMAINBED_ROOT"):
         pytest.skip("needs a DomainBed clone: set DOMAINBED_ROOT to it")
-    from domainbed_plugins import backends
+    from domainbed_plugins.backends import find as backends
 
     return backends.domainbed()

@@ -30,7 +30,7 @@ from analysis.benchmarks.recipes import authors_code, domainbed_accuracy
 from analysis.benchmarks.results import Results, markdown, targets
 from analysis.benchmarks.startup import measure_startup
 from analysis.benchmarks.workloads import WORKLOADS
-from domainbed_plugins.memory import keep_freed_memory
+from domainbed_plugins.machine import keep_freed_memory
 
 
 def main() -> None:

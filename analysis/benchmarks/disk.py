@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from domainbed_plugins import backends
-from domainbed_plugins.runner import TrainOptions, train
-from domainbed_plugins.sweep import SweepSpec, make_jobs
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
+from domainbed_plugins.training.run import TrainOptions, train
 
 POLICIES = {
     "all": ["all"],

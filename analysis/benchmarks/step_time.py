@@ -26,9 +26,10 @@ from unittest import mock
 
 import torch
 
-from domainbed_plugins import backends, train
-from domainbed_plugins.launchers import run_local
-from domainbed_plugins.sweep import SweepSpec, make_jobs
+from domainbed_plugins import train
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
+from domainbed_plugins.sweep.launchers.local import run_local
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import sys
 
 import nacme
-from nacme import plots
+from nacme.plots import runs as plots
 
 sweep, figure = sys.argv[1:]
 df = nacme.load_sweep(sweep)

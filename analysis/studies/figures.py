@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nacme import plots
-from nacme.plot_style import INK, MUTED, OKABE_ITO, dress, styled
+from nacme.plots import runs as plots
+from nacme.plots.style import INK, MUTED, OKABE_ITO, dress, styled
 
 
 @styled

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 import nacme
 from nacme import bootstrap
 from nacme.comparison import compare_criteria
-from nacme.criteria import criterion, criterion_values, oriented_values
+from nacme.criteria.registry import criterion, criterion_values, oriented_values
 from nacme.quality import selection_quality, summarise_quality
 from nacme.sensitivity import grid_settings, nested_choice, sensitivity
 

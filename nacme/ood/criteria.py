@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nacme.network_criteria import Collected
+from nacme.criteria.network import Collected
 from nacme.observation import observe
 from nacme.ood import functional
 from nacme.states import neuron_states

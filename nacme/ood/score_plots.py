@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nacme.errors import ConfigError
 from nacme.ood.evaluation import detection_metrics
-from nacme.plot_style import OKABE_ITO, styled
+from nacme.plots.style import OKABE_ITO, styled
 
 INSIDE = "in"
 _PER_ROW = 3

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from domainbed_plugins.launchers import run_debug
-from domainbed_plugins.spec_file import load_spec
-from domainbed_plugins.sweep import make_jobs
+from domainbed_plugins.sweep.jobs import make_jobs
+from domainbed_plugins.sweep.launchers.local import run_debug
+from domainbed_plugins.sweep.spec_file import load_spec
 
 SPEC = """
 datasets: [RotatedDigits]

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from domainbed_plugins import backends
-from domainbed_plugins.runner import TrainOptions, train
+from domainbed_plugins.backends import find as backends
 from domainbed_plugins.train import STOCK_FLAGS, parser
+from domainbed_plugins.training.run import TrainOptions, train
 from nacme.measurement import CoverageSettings
 
 #: What two runs of the same training may differ in.

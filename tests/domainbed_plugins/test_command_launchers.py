@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_plugins import backends, command_launchers
+from domainbed_plugins import command_launchers
+from domainbed_plugins.backends import find as backends
 from nacme.errors import ConfigError
 
 HPARAMS = '{"batch_size": 16, "lr": 0.01}'

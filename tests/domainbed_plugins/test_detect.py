@@ -15,10 +15,11 @@ pytest.importorskip("pytorch_ood")
 from pytorch_ood.detector import EnergyBased
 
 import nacme
-from domainbed_plugins import backends, detect, train
-from domainbed_plugins.checkpoints import CheckpointError
+from domainbed_plugins import detect, train
+from domainbed_plugins.backends import find as backends
 from domainbed_plugins.detect import DETECTORS, DetectOptions
-from domainbed_plugins.detectors import balanced
+from domainbed_plugins.detection.examiner import balanced
+from domainbed_plugins.runs.checkpoints import CheckpointError
 from nacme.errors import ConfigError, LayerError, NacmeWarning, SweepError
 
 pytestmark = pytest.mark.filterwarnings("ignore::nacme.errors.NacmeWarning")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from domainbed_plugins import score
-from domainbed_plugins.checkpoints import load_checkpoint
+from domainbed_plugins.runs.checkpoints import load_checkpoint
 from domainbed_plugins.train import main as train
 from nacme.measurement import CoverageSettings
 

@@ -15,8 +15,11 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from domainbed_plugins import backends, checkpoint_groups, score, validation_data
-from domainbed_plugins.checkpoints import build_algorithm, load_checkpoint
+from domainbed_plugins import score
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.data import decoded as validation_data
+from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint
+from domainbed_plugins.scoring import groups as checkpoint_groups
 from domainbed_plugins.train import main as train
 from nacme import load_sweep, measure
 from nacme.cli import report_errors

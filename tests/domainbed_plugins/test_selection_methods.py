@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from domainbed_plugins import backends, collect_results, selection_methods
+from domainbed_plugins import collect_results, selection_methods
+from domainbed_plugins.backends import find as backends
 from nacme import load_sweep, select
 from nacme.cli import report_errors
 from nacme.errors import CriterionError, SweepError

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed_plugins import backends, score, train
+from domainbed_plugins import score, train
 from domainbed_plugins.algorithms import greg
+from domainbed_plugins.backends import find as backends
 from nacme.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[2] / "golden"

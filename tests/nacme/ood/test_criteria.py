@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nacme.criteria import get_criterion
+from nacme.criteria.registry import get_criterion
 from nacme.errors import LayerError
 from nacme.recorder import Recorder
 

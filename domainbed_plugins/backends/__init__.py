@@ -1,0 +1,1 @@
+"""Testbeds: finding one, and what is added to DomainBed."""

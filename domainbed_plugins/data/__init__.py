@@ -1,0 +1,1 @@
+"""Data: splits, streams that can go on, decoded validation images."""

@@ -1,0 +1,1 @@
+"""OOD detectors on the checkpoints of a sweep."""

@@ -1,0 +1,1 @@
+"""Sweeps: what to train, and training it."""

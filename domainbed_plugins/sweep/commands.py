@@ -1,0 +1,282 @@
+"""What ``nacme sweep run | plan | status | delete`` do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
+from domainbed_plugins.sweep.launchers.local import Outcome, Progress, default_processes, run_debug, run_local
+from domainbed_plugins.sweep.spec_file import load_spec
+from domainbed_plugins.sweep.status import RunStatus, sweep_status
+from nacme.errors import ConfigError, NacmeError
+
+if TYPE_CHECKING:
+    from nacme.output import Format
+
+#: Holds how the sweep in a directory measures, so that no other way is mixed with it.
+SETTINGS_FILE = "sweep.json"
+#: Held by every process that has runs of the sweep waiting.
+QUEUE_LOCK = ".queue"
+_FORM = "{percentage:3.0f}%|{bar:24}| {elapsed} elapsed, {remaining} left{postfix}"
+
+
+def run_sweep(
+    spec: SweepSpec,
+    output_dir: Path,
+    *,
+    data_dir: str | None = None,
+    domainbed: str | None = None,
+    launcher: str = "local",
+    processes: int | None = None,
+    wait: bool = True,
+) -> None:
+    """Train what is missing of a sweep.
+
+    Parameters
+    ----------
+    spec : SweepSpec
+    output_dir : path
+    data_dir, domainbed : str, optional
+        See `make_jobs`.
+    launcher : {"local", "slurm", "debug"}
+    processes : int, optional
+        Runs at a time. None: as many as suit the machine, or the specification's ``resources.parallel``.
+    wait : bool
+        With Slurm: whether to follow the jobs until they end.
+
+    Raises
+    ------
+    ConfigError
+        If the directory cannot be written, or holds a sweep that measures otherwise.
+    NacmeError
+        If a run failed; the message lists them with the last lines of their ``err.txt``.
+    """
+    jobs = make_jobs(spec, output_dir, data_dir, domainbed)
+    _open_sweep(spec, output_dir)
+    done = sum(job.state == "done" for job in jobs)
+    print(f"{len(jobs)} runs, {done} done already; records go to {output_dir}", file=sys.stderr, flush=True)
+    if done == len(jobs):
+        return
+    options = spec.train_options()
+    with _progress_bar() as show, _queueing(output_dir), _terminable():
+        if launcher == "slurm":
+            from domainbed_plugins.sweep.launchers.slurm import run_slurm
+
+            outcomes = run_slurm(
+                jobs,
+                options,
+                sweep_dir=output_dir,
+                resources=spec.resources,
+                parallel=processes or spec.resources.parallel,
+                domainbed=domainbed,
+                wait=wait,
+                on_progress=show,
+            )
+        elif launcher == "debug":
+            outcomes = run_debug(jobs, options, domainbed=domainbed, on_progress=show)
+        else:
+            count = processes or default_processes()
+            outcomes = run_local(jobs, options, processes=count, domainbed=domainbed, on_progress=show)
+    _report(jobs, outcomes)
+
+
+def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
+    measured = {
+        "settings": asdict(spec.settings) if spec.settings else None,
+        "grid": [asdict(settings) for settings in spec.grid],
+        "layers": spec.layers,
+        "split": spec.split,
+        "criteria": spec.criteria,
+        "target_unlabeled": spec.target_unlabeled,
+        "eval_splits": spec.eval_splits,
+        "keep": sorted(spec.keep),
+    }
+    path = output_dir / SETTINGS_FILE
+    text = json.dumps(measured, indent=2, sort_keys=True) + "\n"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / QUEUE_LOCK).open("a").close()
+        before = json.loads(path.read_text()) if path.exists() else None
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {output_dir} cannot be written: {error.strerror}; choose another"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path} is not JSON ({error}); delete it if its sweep is the one that you run"
+        ) from error
+    if before is None:
+        run_files.write_atomically(path, lambda file: file.write(text.encode()))
+        return
+    for key, value in json.loads(text).items():
+        if before.get(key) != value:
+            raise ConfigError(
+                f"{output_dir} holds a sweep with {key} = {before.get(key)}, not {value}; what was measured "
+                "differently does not compare: choose another --output_dir"
+            )
+
+
+@contextlib.contextmanager
+def _queueing(output_dir: Path) -> Iterator[None]:
+    """Say, for as long as this process lives, that runs of the sweep are waiting."""
+    with run_files.shared_lock(output_dir / QUEUE_LOCK):
+        yield
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C: the runs under way save their states."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedSweep("the sweep was stopped; run the same command again: it continues") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class StoppedSweep(NacmeError):
+    """A sweep that a signal ended."""
+
+    exit_code = 75  # as InterruptedRun
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+    from tqdm import tqdm
+
+    # disable=None: a bar on a terminal, quiet in a pipe
+    with tqdm(total=1.0, disable=None, bar_format=_FORM, file=sys.stderr) as bar:
+
+        def show(progress: Progress) -> None:
+            failed = f", {progress.failed} failed" if progress.failed else ""
+            running = "; ".join(progress.running[:2]) + ("; ..." if len(progress.running) > 2 else "")
+            bar.set_postfix_str(f"{progress.finished}/{progress.total} runs{failed}; {running}")
+            bar.update(progress.fraction - bar.n)
+
+        yield show
+
+
+def _report(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+    bad = [outcome for outcome in outcomes if outcome.state != "done"]
+    for outcome in bad:
+        print(f"\n{outcome.state}: {outcome.job} ({outcome.job.output_dir}): {outcome.reason}", file=sys.stderr)
+        for line in run_files.last_lines(outcome.job.output_dir / "err.txt"):
+            print(f"    {line}", file=sys.stderr)
+    if bad:
+        job = bad[0].job
+        raise NacmeError(
+            f"{len(bad)} of {len(jobs)} runs did not end ({bad[0].state}: {job}: {bad[0].reason}); run the same "
+            "command again to go on with them"
+        )
+
+
+def run_command(
+    spec: str,
+    output_dir: Path,
+    data_dir: str | None,
+    domainbed: str | None,
+    launcher: str,
+    processes: int | None,
+    wait: bool,
+) -> None:
+    """``nacme sweep run``; arguments as for `run_sweep`, the specification by its path or name."""
+    run_sweep(
+        load_spec(spec),
+        output_dir,
+        data_dir=data_dir,
+        domainbed=domainbed,
+        launcher=launcher,
+        processes=processes,
+        wait=wait,
+    )
+
+
+def read_status(
+    spec: SweepSpec, output_dir: Path, data_dir: str | None = None, domainbed: str | None = None
+) -> list[RunStatus]:
+    """Tell how far the runs of a sweep are, by their files and the scheduler.
+
+    Parameters
+    ----------
+    spec, output_dir, data_dir, domainbed
+        As for `run_sweep`.
+
+    Returns
+    -------
+    list of RunStatus
+    """
+    from domainbed_plugins.sweep.launchers.slurm import scheduled_runs
+
+    jobs = make_jobs(spec, output_dir, data_dir, domainbed)
+    scheduled = scheduled_runs(output_dir)
+    if run_files.lock_note(output_dir / QUEUE_LOCK) is not None:
+        scheduled = {**{job.name: "queued" for job in jobs}, **scheduled}
+    return sweep_status(jobs, scheduled, domainbed)
+
+
+def status_command(spec: str, output_dir: Path, data_dir: str | None, domainbed: str | None, form: Format) -> None:
+    """``nacme sweep status``: a row for each run, and on standard error how many there are in each state."""
+    import pandas as pd
+
+    from nacme.output import write_frame
+
+    statuses = read_status(load_spec(spec), output_dir, data_dir, domainbed)
+    frame = pd.DataFrame([status.row() for status in statuses])
+    for column in ("step", "steps"):
+        frame[column] = frame[column].astype("Int64")
+    write_frame(frame, form)
+    print(_counts(statuses), file=sys.stderr)
+
+
+def _counts(statuses: Sequence[RunStatus]) -> str:
+    counts = Counter(status.state for status in statuses)
+    return f"{len(statuses)} runs: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+
+
+def delete_command(spec: str, output_dir: Path, data_dir: str | None, domainbed: str | None, yes: bool) -> None:
+    """``nacme sweep delete``: removes the directories of failed and interrupted runs, after asking."""
+    statuses = read_status(load_spec(spec), output_dir, data_dir, domainbed)
+    chosen = [status for status in statuses if status.state in ("failed", "interrupted")]
+    if not chosen:
+        print(f"nothing to delete; {_counts(statuses)}", file=sys.stderr)
+        return
+    for status in chosen:
+        print(f"{status.state}: {status.job} ({status.job.output_dir})", file=sys.stderr)
+    if not yes and not _confirmed(f"Delete the {len(chosen)} directories with what they hold?"):
+        print("nothing was deleted", file=sys.stderr)
+        return
+    for status in chosen:
+        # whoever started it in the meantime keeps it
+        with contextlib.suppress(run_files.BusyError), run_files.locked(status.job.output_dir):
+            shutil.rmtree(status.job.output_dir)
+    print(f"deleted {len(chosen)} runs", file=sys.stderr)
+
+
+def _confirmed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError("there is no terminal to ask on; add --yes to go ahead")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def plan_command(
+    spec: str, output_dir: Path | None, data_dir: str | None, domainbed: str | None, form: Format
+) -> None:
+    """``nacme sweep plan``: how many runs, steps, checkpoints, bytes and hours."""
+    from domainbed_plugins.sweep.plan import plan
+
+    plan(load_spec(spec), output_dir, data_dir, domainbed, form)

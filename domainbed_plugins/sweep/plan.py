@@ -1,0 +1,146 @@
+"""How large a sweep is, and roughly what it costs.
+
+The estimate counts arithmetic: a training step costs three times a forward pass (one forward, two backward), an
+evaluation one forward pass over every split. Networks: torchvision's tables for ResNet-18 and ResNet-50; DINOv2's
+ViT-B/14 and the two small ones by hand; the ResNet-10 of PACS64 by a forward hook on its convolutions, of which
+``2 * in_channels * kernel area * outputs`` were summed; all at the size that DomainBed feeds them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.backends import pacs64
+from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
+
+if TYPE_CHECKING:
+    from nacme.output import Format
+
+#: Arithmetic per second that training keeps up, in 1e12: roughly float32 convolutions on one data-centre GPU.
+SUSTAINED = 10.0
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network costs.
+
+    Attributes
+    ----------
+    gflop : float
+        Of one image's forward pass, a multiplication and an addition counted as two.
+    megabytes : float
+        Of a checkpoint of ERM.
+    """
+
+    gflop: float
+    megabytes: float
+
+
+NETWORKS = {
+    "digits": Network(0.002, 0.1),
+    "MNIST CNN": Network(0.146, 1.5),
+    "ResNet-10 at 64 px": Network(0.0465, 5.0),
+    "ResNet-18": Network(3.6, 45),
+    "ResNet-50": Network(8.2, 94),
+    "ViT-B/14": Network(46.8, 343),
+}
+#: Images of DomainBed's data sets, by its README and the papers there.
+IMAGES = {
+    "RotatedDigits": 1_797,
+    "ColoredDigits": 1_797,
+    "RotatedMNIST": 70_000,
+    "ColoredMNIST": 70_000,
+    "VLCS": 10_729,
+    "PACS": 9_991,
+    "PACS64": 9_991,
+    "OfficeHome": 15_588,
+    "TerraIncognita": 24_788,
+    "DomainNet": 586_575,
+    "SVIRO": 56_000,
+}
+
+
+def plan(
+    spec: SweepSpec, output_dir: Path | None, data_dir: str | None, domainbed: str | None, form: Format
+) -> None:
+    """Print a row for each data set, and the sum.
+
+    Parameters
+    ----------
+    spec : SweepSpec
+    output_dir : path, optional
+        To count what is done already.
+    data_dir, domainbed : str, optional
+        See `make_jobs`.
+    form : {"table", "csv", "json"}
+    """
+    import pandas as pd
+
+    from nacme.output import write_frame
+
+    jobs = make_jobs(spec, output_dir or Path("sweep"), data_dir, domainbed)
+    rows: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        row = rows.setdefault(job.args["dataset"], {"dataset": job.args["dataset"], "network": "", "runs": 0})
+        for key, value in _cost(job, spec, domainbed, counted=output_dir is not None).items():
+            row[key] = value if isinstance(value, str) else row.get(key, 0) + value
+    frame = pd.DataFrame(list(rows.values()))
+    if len(frame) > 1:
+        total = {key: frame[key].sum() for key in frame.columns[2:]}
+        frame = pd.concat([frame, pd.DataFrame([{"dataset": "all", "network": "", **total}])], ignore_index=True)
+    for column in ("hours", "gigabytes"):
+        frame[column] = [float(f"{value:.2g}") for value in frame[column]]
+    write_frame(frame, form)
+    print(
+        f"hours: an estimate from the arithmetic, at {SUSTAINED:g} TFLOP/s (one GPU); reading and augmenting "
+        "images come on top. gigabytes: checkpoints that stay on disk, an upper bound",
+        file=sys.stderr,
+    )
+
+
+def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) -> dict[str, Any]:
+    from domainbed_plugins.training.run import make_hparams
+
+    args = job.args
+    testbed = backends.find(args["dataset"], domainbed)
+    dataset = testbed.datasets.get_dataset_class(args["dataset"])
+    hparams = make_hparams(testbed, args)
+    name = _network(args["dataset"], hparams, testbed.name)
+    network = NETWORKS[name]
+    steps = args["steps"] or dataset.N_STEPS
+    checkpoints = len({*range(0, steps, args["checkpoint_freq"] or dataset.CHECKPOINT_FREQ), steps - 1})
+    n_envs = testbed.datasets.num_environments(args["dataset"])
+    train_envs = n_envs - len(args["test_envs"])
+    images = IMAGES.get(args["dataset"], 0)
+    if spec.eval_splits == "fast" and spec.split == "out":
+        images *= 1 - (1 - args["holdout_fraction"]) * train_envs / n_envs
+    trained = 3 * steps * hparams["batch_size"] * train_envs
+    # of all, the last is there twice: as model.pkl, too
+    kept = checkpoints + 1 if "all" in spec.keep else min(checkpoints, max(1, len(set(spec.keep))))
+    done = {"done": int(job.state == "done")} if counted else {}
+    return {
+        "network": name,
+        "runs": 1,
+        **done,
+        "steps": steps,
+        "checkpoints": checkpoints,
+        "gigabytes": kept * network.megabytes / 1000,
+        "hours": (trained + checkpoints * images) * network.gflop / 1000 / SUSTAINED / 3600,
+    }
+
+
+def _network(dataset: str, hparams: Mapping[str, Any], testbed: str) -> str:
+    if testbed == "embedded":
+        return "digits"
+    if dataset in ("RotatedMNIST", "ColoredMNIST"):
+        return "MNIST CNN"
+    if dataset == pacs64.NAME:
+        return "ResNet-10 at 64 px"
+    if hparams.get("vit"):
+        return "ViT-B/14"
+    return "ResNet-18" if hparams.get("resnet18") else "ResNet-50"

@@ -1,0 +1,286 @@
+"""Sweep specifications in YAML: reading them, with one clear line for every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from domainbed_plugins.sweep.jobs import Resources, SweepSpec
+from domainbed_plugins.train import alpha_value, fill_value, make_grid, worker_count
+from nacme.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from nacme.measurement import CoverageSettings
+
+Reader = Callable[[Any], Any]
+#: Where the shipped specifications are: beside the packages in a checkout, inside one when installed.
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = (_PACKAGE / "sweeps", _PACKAGE.parent / "sweeps")
+
+
+def load_spec(path: str | Path) -> SweepSpec:
+    """Read a sweep specification.
+
+    Parameters
+    ----------
+    path : path or str
+        A YAML file, or the name of a shipped one such as ``"demo"``.
+
+    Returns
+    -------
+    SweepSpec
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value in it is wrong.
+    """
+    found = find_spec(path)
+    try:
+        content = yaml.safe_load(found.read_text())
+    except OSError as error:
+        raise ConfigError(f"{found} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{found}{place}: not YAML ({getattr(error, 'problem', error)})") from error
+    return parse_spec(content, str(found))
+
+
+def find_spec(path: str | Path) -> Path:
+    """Find a specification: a file, or a shipped one by its name.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    names = {file.stem: file for folder in SHIPPED for file in sorted(folder.glob("*.yaml"))}
+    if str(path) in names:
+        return names[str(path)]
+    raise ConfigError(f"{path} is no file and no shipped specification; {nearest(str(path), names)}")
+
+
+def parse_spec(content: Any, name: str = "the specification") -> SweepSpec:
+    """Check a specification's content.
+
+    Parameters
+    ----------
+    content : Any
+        What YAML gave.
+    name : str
+        For messages.
+
+    Returns
+    -------
+    SweepSpec
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, the key, what it should be and what it is.
+    """
+    values = _read(content, _TOP, name, "")
+    for key in ("datasets", "algorithms"):
+        if not values.get(key):
+            raise ConfigError(f"{name}: {key} is missing; write for example {key}: [{_EXAMPLES[key]}]")
+    nac = values.pop("nac", {})
+    grid = nac.pop("grid", {})
+    try:
+        settings = _settings(nac)
+        variants = make_grid(grid, settings)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: nac: {error}") from error
+    values["resources"] = Resources(**values.get("resources", {}))
+    return SweepSpec(
+        **values, settings=settings, grid=variants, layers=nac.get("layers"), split=nac.get("split", "out")
+    )
+
+
+def _settings(nac: Mapping[str, Any]) -> CoverageSettings:
+    from nacme.measurement import CoverageSettings
+
+    given = {key: nac[key] for key in ("alpha", "bins", "fill") if key in nac}
+    return CoverageSettings(**given, correct_only=not nac.get("all_samples", False))
+
+
+def _read(content: Any, readers: Mapping[str, Reader], name: str, prefix: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name}: {prefix.rstrip('.') or 'the file'} must be keys and values, not {content!r}")
+    values = {}
+    for key, value in content.items():
+        if key not in readers:
+            raise ConfigError(f"{name}: unknown key '{prefix}{key}'; {nearest(str(key), readers)}")
+        nested = _NESTED.get(f"{prefix}{key}")
+        if nested is not None:
+            values[key] = _read(value, nested, name, f"{prefix}{key}.")
+            continue
+        try:
+            values[key] = readers[key](value)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{name}: {prefix}{key} must be {error}, not {value!r}") from None
+    return values
+
+
+def _whole(low: int) -> Reader:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"a whole number from {low}")
+        return value
+
+    return read
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a name")
+    return value
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise ValueError("a list of names")
+    if len(set(value)) < len(value):
+        raise ValueError("a list of different names")
+    return value
+
+
+def _seeds(value: Any) -> list[int]:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return list(range(value))
+    whole = isinstance(value, list) and value and all(type(item) is int and item >= 0 for item in value)
+    if not whole or len(set(value)) < len(value):
+        raise ValueError("how many seeds, or a list of different ones from 0")
+    return list(value)
+
+
+def _test_envs(value: Any) -> str | list[list[int]]:
+    if value in ("single", "pairs"):
+        return str(value)
+    if not isinstance(value, list) or not value:
+        raise ValueError("'single', 'pairs' or a list such as [[0], [1, 2]]")
+    combinations = [item if isinstance(item, list) else [item] for item in value]
+    for envs in combinations:
+        if not envs or not all(type(env) is int and env >= 0 for env in envs) or len(set(envs)) < len(envs):
+            raise ValueError("'single', 'pairs' or a list such as [[0], [1, 2]]")
+    return combinations
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError("hyper-parameters such as {lr: 0.001}")
+    return value
+
+
+def _choice(*allowed: str) -> Reader:
+    def read(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(" or ".join(repr(choice) for choice in allowed))
+        return str(value)
+
+    return read
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("a number")
+    return value
+
+
+def _alpha(value: Any) -> float | str:
+    return alpha_value(value) if value == "auto" else float(_number(value))
+
+
+def _fill(value: Any) -> int | float:
+    return fill_value(str(_number(value)))
+
+
+def _each(read: Reader) -> Reader:
+    def read_all(value: Any) -> list[Any]:
+        return [read(item) for item in (value if isinstance(value, list) else [value])]
+
+    return read_all
+
+
+def _workers(value: Any) -> int | str:
+    if value == "auto":
+        return worker_count(value)
+    try:
+        return int(_whole(0)(value))
+    except ValueError:
+        raise ValueError("a whole number from 0, or 'auto'") from None
+
+
+def _keep(value: Any) -> list[str]:
+    return ["all"] if value == "all" else _names(value)
+
+
+def _amount(value: Any) -> str:
+    """Slurm's own notation; YAML turns 1:30:00 into a number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("Slurm's notation in quotes, such as '24:00:00' or '16G'")
+    return str(value)
+
+
+def _time(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError("Slurm's notation in quotes, such as '24:00:00' (YAML reads 24:00:00 as a number)")
+    return _amount(value)
+
+
+_EXAMPLES = {"datasets": "RotatedMNIST", "algorithms": "ERM, CORAL"}
+_GRID: dict[str, Reader] = {
+    "alpha": _each(_alpha),
+    "bins": _each(_whole(2)),
+    "fill": _each(_fill),
+    "layer": _each(_text),
+}
+_NAC: dict[str, Reader] = {
+    "alpha": _alpha,
+    "bins": _whole(2),
+    "fill": _fill,
+    "layers": _names,
+    "split": _choice("out", "in"),
+    "all_samples": _flag,
+    "grid": dict,
+}
+_RESOURCES: dict[str, Reader] = {
+    "partition": _text,
+    "account": _text,
+    "time": _time,
+    "gpus": _whole(0),
+    "cpus": _whole(1),
+    "mem": _amount,
+    "parallel": _whole(1),
+}
+_TOP: dict[str, Reader] = {
+    "datasets": _names,
+    "algorithms": _names,
+    "test_envs": _test_envs,
+    "hparams_seeds": _seeds,
+    "trial_seeds": _seeds,
+    "steps": _whole(1),
+    "checkpoint_freq": _whole(1),
+    "hparams": _mapping,
+    "nac": dict,
+    "criteria": _names,
+    "target_unlabeled": _flag,
+    "eval_splits": _choice("all", "fast"),
+    "n_workers": _workers,
+    "keep": _keep,
+    "resources": dict,
+}
+_NESTED = {"nac": _NAC, "nac.grid": _GRID, "resources": _RESOURCES}
+assert {field.name for field in fields(Resources)} == _RESOURCES.keys()

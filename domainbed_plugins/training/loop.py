@@ -1,0 +1,413 @@
+"""One training run: DomainBed's loop, step for step and draw for draw, with recording and a state to go on from.
+
+Source: ``domainbed/scripts/train.py``. The order in which splits, streams and the algorithm are made, and in which
+the splits are evaluated, decides which random numbers each of them gets; it is kept, so that recording changes no
+training number.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from domainbed_plugins.backends.find import Testbed
+from domainbed_plugins.data.streams import EvalStream, TrainStream, collate
+from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import snapshot
+from domainbed_plugins.runs.keep import tidy
+from nacme.errors import ConfigError, NacmeError
+from nacme.measurement import accuracy
+from nacme.recorder import Recorder
+
+if TYPE_CHECKING:
+    from domainbed_plugins.training.run import Splits, TrainOptions
+
+EVAL_BATCH_SIZE = 64
+#: Signals upon which a run saves its state at the next step and ends.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class InterruptedRun(NacmeError):
+    """A run that a signal ended after its state was saved."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class Training:
+    """A run between its first step and its last.
+
+    Parameters
+    ----------
+    testbed : Testbed
+    args : dict
+        DomainBed's arguments, by flag name.
+    hparams : dict
+    splits : Splits
+        Made from the seeded generators, directly before.
+    options : TrainOptions
+    directory : path
+        The run's.
+    state : dict, optional
+        Where to go on from.
+    """
+
+    def __init__(
+        self,
+        testbed: Testbed,
+        args: dict[str, Any],
+        hparams: dict[str, Any],
+        splits: Splits,
+        options: TrainOptions,
+        directory: Path,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.testbed, self.args, self.hparams, self.options = testbed, args, hparams, options
+        self.splits, self.directory = splits, directory
+        dataset = splits.dataset
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.n_steps = args["steps"] or dataset.N_STEPS
+        self.checkpoint_freq = args["checkpoint_freq"] or dataset.CHECKPOINT_FREQ
+        self.step = 0  # the next one
+        self.records = 0
+        self.line: str | None = None  # the last record
+        self.values: dict[str, list[Any]] = collections.defaultdict(list)
+        self.shown: list[str] = []
+        self.peak_gb = 0.0
+
+        if state:
+            # workers would otherwise draw the augmentations of the first steps again
+            torch.manual_seed(testbed.misc.seed_hash("resumed", args["seed"], state["step"]))
+        self._make_streams(state["streams"] if state else {})
+        self.num_domains = len(dataset) - len(args["test_envs"])
+        make = testbed.algorithms.get_algorithm_class(args["algorithm"])
+        self.algorithm = make(dataset.input_shape, dataset.num_classes, self.num_domains, hparams)
+        self.algorithm.to(self.device)
+        envs = [index for index, _, _ in splits.train]
+        self.recorder = Recorder(
+            self.algorithm,
+            {f"env{index}_out": self.eval_streams[f"env{index}_out"] for index in envs},
+            coverage_loaders={name: self.eval_streams[name] for name in self._measured()},
+            settings=options.settings,
+            grid=options.grid,
+            criteria=options.criteria,
+            target_loaders={
+                f"env{index}_out": self.eval_streams[f"env{index}_out"]
+                for index in args["test_envs"]
+                if options.target_unlabeled
+            },
+            layers=options.layers,
+            device=self.device,
+            notes={"split": options.split, "testbed": str(testbed), "splits_hash": splits.hash},
+        )
+        if state:
+            self._restore(state)
+
+    def _measured(self) -> list[str]:
+        return [f"env{index}_{self.options.split}" for index, _, _ in self.splits.train]
+
+    def _make_streams(self, positions: Mapping[str, Any]) -> None:
+        splits, batch_size = self.splits, self.hparams["batch_size"]
+        fast = self.options.eval_splits == "fast"
+        skipped = {f"env{index}_in" for index, _, _ in splits.train} - set(self._measured()) if fast else set()
+        evaluated = {name: split for name, split in splits.by_name.items() if name not in skipped}
+        count = len(splits.train) + len(splits.uda) + len(evaluated)
+        workers = _workers(self.options.n_workers, splits.dataset.N_WORKERS, count)
+        self.train_streams = {
+            f"train{index}": TrainStream(split, weights, batch_size, workers, positions.get(f"train{index}"))
+            for index, split, weights in splits.train
+        }
+        self.uda_streams = {
+            f"uda{index}": TrainStream(split, weights, batch_size, workers, positions.get(f"uda{index}"))
+            for index, (split, weights) in enumerate(splits.uda)
+        }
+        self.eval_streams = {
+            name: EvalStream(split, EVAL_BATCH_SIZE, workers, positions.get(name))
+            for name, split in evaluated.items()
+        }
+
+    def run(self, lock: run_files.Lock) -> None:
+        """Train to the last step.
+
+        Parameters
+        ----------
+        lock : Lock
+            The run's, held; it is told how far the run is.
+
+        Raises
+        ------
+        InterruptedRun
+            After SIGTERM or SIGUSR1; the state has been saved.
+        NacmeError
+            If a file cannot be written.
+        """
+        dataset = self.splits.dataset
+        # DomainBed counts the epochs of the smallest environment, test environments included
+        ins = [split for name, split in self.splits.by_name.items() if name.endswith("_in")]
+        steps_per_epoch = min(len(split) / self.hparams["batch_size"] for split in ins)
+        begun, began = self.step, time.monotonic()
+        with _noticed() as caught:
+            while self.step < self.n_steps:
+                step = self.step
+                try:
+                    self._update()
+                except Exception:
+                    if caught:  # a loader's workers were told to end, too
+                        raise self._interrupted(caught[0]) from None
+                    raise
+                self.step = step + 1
+                if step % self.checkpoint_freq == 0 or step == self.n_steps - 1:
+                    self._checkpoint(step, step / steps_per_epoch)
+                lock.note(step, self.n_steps, (self.step - begun) / (time.monotonic() - began))
+                if self.options.on_step:
+                    self.options.on_step(step, self.n_steps)
+                if caught and self.step < self.n_steps:
+                    run_files.save_state(self.directory, self.state())
+                    raise self._interrupted(caught[0])
+        self._save_model("model.pkl", dataset)
+        if self.options.keep:
+            tidy(self.directory, self.options.keep, finished=True)
+        run_files.write_atomically(self.directory / run_files.DONE, lambda file: file.write(b"done"))
+        (self.directory / run_files.STATE).unlink(missing_ok=True)
+
+    def _interrupted(self, number: int) -> InterruptedRun:
+        return InterruptedRun(
+            f"{self.directory}: ended by {signal.Signals(number).name} before step {self.step} of {self.n_steps}; "
+            "start the run again: it continues"
+        )
+
+    def _update(self) -> None:
+        started = time.time()
+        batch = [(x.to(self.device), y.to(self.device)) for x, y in map(next, self.train_streams.values())]
+        unlabeled = None
+        if self.args["task"] == "domain_adaptation":
+            unlabeled = [x.to(self.device) for x, _ in map(next, self.uda_streams.values())]
+        step_values = self.algorithm.update(batch, unlabeled)
+        self.values["step_time"].append(time.time() - started)
+        for key, value in step_values.items():
+            self.values[key].append(value)
+
+    def _checkpoint(self, step: int, epoch: float) -> None:
+        results: dict[str, Any] = {"step": step, "epoch": epoch}
+        results.update({key: np.mean(value) for key, value in self.values.items()})
+        results.update(self._evaluate())
+        self.peak_gb = max(self.peak_gb, torch.cuda.max_memory_allocated() / 1024**3)
+        results["mem_gb"] = self.peak_gb
+        # a grid may have hundreds of settings, which only the record holds
+        hidden = {"nac", *results["nac"]["grid"]}
+        row = {key: results[key] for key in sorted(results) if key not in hidden}
+        if list(row) != self.shown:
+            self.shown = list(row)
+            self.testbed.misc.print_row(self.shown, colwidth=12)
+        self.testbed.misc.print_row(list(row.values()), colwidth=12)
+        results.update({"hparams": self.hparams, "args": self.args})
+        self.values.clear()
+        if self.args["save_model_every_checkpoint"]:
+            self._save_model(f"model_step{step}.pkl", self.splits.dataset)
+        self.line = json.dumps(results, sort_keys=True)
+        run_files.save_state(self.directory, self.state())
+        run_files.append_record(self.directory, self.line)
+        self.records += 1
+        self.line = None
+        self._keep_coverage(results)
+        if self.options.keep:
+            # only now: the state knows the checkpoint that took a better one's place
+            tidy(self.directory, self.options.keep)
+
+    def _evaluate(self) -> dict[str, Any]:
+        recorder = self.recorder
+        recording = recorder.start()
+        measured = {**recorder.loaders, **recorder.coverage_loaders, **recorder.target_loaders}
+        results: dict[str, Any] = {}
+        for name, stream in self.eval_streams.items():
+            if name in measured:
+                results[f"{name}_acc"] = recording.evaluate(name, stream)
+            else:
+                results[f"{name}_acc"] = accuracy(self.algorithm, stream, self.device)
+            # DomainBed's evaluation leaves every module in training mode, whatever mode it was in
+            self.algorithm.train()
+        return {**results, **recording.finish()}
+
+    def _keep_coverage(self, results: Mapping[str, Any]) -> None:
+        """Keep the counts of the checkpoint that ``nac_me`` chooses, for the report's picture of its coverage."""
+        path, nac = self.directory / run_files.COVERAGE, results["nac"]
+        if results["nac_me"] is None:
+            return
+        if path.exists():
+            with np.load(path) as kept:
+                if results["nac_me"] <= kept["nac_me"]:
+                    return
+        fill = nac["fill"] * nac["num_counted"] if isinstance(nac["fill"], float) else nac["fill"]
+        counts = {f"counts_{layer}": value.numpy() for layer, value in self.recorder.counts.items()}
+        content = {"step": results["step"], "nac_me": results["nac_me"], "fill": fill, **counts}
+        run_files.write_atomically(path, lambda file: np.savez_compressed(file, **content))
+
+    def _save_model(self, name: str, dataset: Any) -> None:
+        if self.args["skip_model_save"]:
+            return
+        content = {
+            "args": self.args,
+            "model_input_shape": dataset.input_shape,
+            "model_num_classes": dataset.num_classes,
+            "model_num_domains": self.num_domains,
+            "model_hparams": self.hparams,
+            "model_dict": self.algorithm.state_dict(),
+        }
+        run_files.write_atomically(self.directory / name, lambda file: torch.save(content, file))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on; tensors are the live ones.
+
+        Returns
+        -------
+        dict
+            See `run_files.save_state`.
+        """
+        streams = {**self.train_streams, **self.uda_streams, **self.eval_streams}
+        return {
+            "version": 1,
+            "step": self.step,
+            "records": self.records,
+            "line": self.line,
+            "settings": comparable(self.args, self.options),
+            "algorithm": snapshot.capture(self.algorithm),
+            "values": snapshot.capture(dict(self.values)),
+            "shown": self.shown,
+            "warned": self.recorder.warned,
+            "peak_gb": self.peak_gb,
+            "streams": {name: stream.position() for name, stream in streams.items()},
+            "generators": _generators(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        missing = snapshot.restore(self.algorithm, state["algorithm"], self.device)
+        if missing:
+            # some algorithms make a part of themselves in their first step only
+            self._rehearse()
+            missing = snapshot.restore(self.algorithm, state["algorithm"], self.device)
+        if missing:
+            raise NacmeError(
+                f"{self.directory}: {self.args['algorithm']} cannot be resumed, for {missing[0]} cannot be made "
+                "again; delete the directory to start anew"
+            )
+        self.step, self.peak_gb, self.shown = state["step"], state["peak_gb"], state["shown"]
+        self.records = state["records"] + (state["line"] is not None)
+        self.values.update(snapshot.rebuild(state["values"]))
+        self.recorder.warned = state["warned"]
+        _set_generators(state["generators"])
+
+    def _rehearse(self) -> None:
+        """Make one step on any samples; the state that is restored next undoes it."""
+
+        def first(split: Any) -> Any:
+            x, y = collate(split, list(range(min(len(split), self.hparams["batch_size"]))))
+            return x.to(self.device), y.to(self.device)
+
+        adapting = self.args["task"] == "domain_adaptation"
+        unlabeled = [first(split)[0] for split, _ in self.splits.uda] if adapting else None
+        self.algorithm.update([first(split) for _, split, _ in self.splits.train], unlabeled)
+
+
+def comparable(args: Mapping[str, Any], options: TrainOptions) -> dict[str, str]:
+    """Write down what must not change between the parts of a run; directories may.
+
+    Parameters
+    ----------
+    args : mapping
+    options : TrainOptions
+
+    Returns
+    -------
+    dict of str to str
+        JSON, by flag or field name.
+    """
+    kept = {key: value for key, value in args.items() if key not in ("data_dir", "output_dir")}
+    kept["nac"] = {**asdict(options.settings), "split": options.split, "layers": options.layers}
+    kept["nac_grid"] = [asdict(settings) for settings in options.grid]
+    kept["keep"] = sorted(options.keep)
+    kept["criteria"] = {"names": options.criteria, "target_unlabeled": options.target_unlabeled}
+    kept["eval_splits"] = options.eval_splits
+    return {key: json.dumps(value, sort_keys=True) for key, value in kept.items()}
+
+
+def check_same(directory: Path, state: Mapping[str, Any], args: Mapping[str, Any], options: TrainOptions) -> None:
+    """Refuse to go on with other settings than a run was begun with.
+
+    Parameters
+    ----------
+    directory : path
+    state, args, options
+
+    Raises
+    ------
+    ConfigError
+    """
+    before, now = state["settings"], comparable(args, options)
+    for key in now:
+        if before.get(key) != now[key]:
+            raise ConfigError(
+                f"{directory} was begun with {key} = {before.get(key)}, not {now[key]}; choose another "
+                "--output_dir, or delete it to start anew"
+            )
+
+
+@contextlib.contextmanager
+def _noticed() -> Iterator[list[int]]:
+    """Collect the stop signals that arrive, in place of ending at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread can handle signals
+        return
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in STOP_SIGNALS}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _generators() -> dict[str, Any]:
+    return {
+        "python": list(random.getstate()),
+        "numpy": snapshot.capture(np.random.get_state(legacy=False)),  # noqa: NPY002 - the algorithms draw from it
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(snapshot.rebuild(states["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _workers(wanted: int | str | None, stock: int, loaders: int) -> int:
+    """Choose the number of workers of each loader, and say so where they will be far too many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted == "auto":
+        # a training loader and an evaluation loader are busy at a time; a loader of one core works in-process
+        return 0 if cores <= 2 else min(stock, cores // 2)
+    count = stock if wanted is None else int(wanted)
+    if count * loaders > 4 * cores:
+        print(
+            f"{count} workers for each of {loaders} loaders are {count * loaders} processes on {cores} cores; "
+            "--n_workers auto starts fewer (the count decides which augmentations are drawn)",
+            file=sys.stderr,
+        )
+    return count

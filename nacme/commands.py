@@ -1,0 +1,153 @@
+"""What the commands ``select``, ``correlate``, ``report`` and ``criteria`` do once their flags are read."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nacme.criteria.expressions import split
+from nacme.criteria.registry import all_criteria, default_criteria, load_criteria_module
+from nacme.errors import ConfigError
+from nacme.output import Format, write_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nacme.selection import Per
+
+
+def run_select(
+    sweep: Path,
+    criterion: Sequence[str] | None,
+    per: Per,
+    form: Format,
+    *,
+    modules: Sequence[str] | None = None,
+) -> None:
+    """Print the chosen checkpoints of a sweep."""
+    from nacme.selection import select
+
+    df = _load(sweep, modules)
+    names = split_names(criterion) or default_criteria(df, oracle=True)
+    write_frame(select(df, names, per), form)
+
+
+def run_correlate(
+    sweep: Path,
+    criterion: Sequence[str] | None,
+    population: Per,
+    form: Format,
+    *,
+    include_step0: bool,
+    seed: int,
+    pool_algorithms: bool,
+    modules: Sequence[str] | None = None,
+) -> None:
+    """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
+    from nacme.correlation import rank_correlation
+
+    df = _load(sweep, modules)
+    table = rank_correlation(
+        df,
+        split_names(criterion) or default_criteria(df),
+        population,
+        include_step0=include_step0,
+        seed=seed,
+        pool_algorithms=pool_algorithms,
+    )
+    for note in table.attrs["notes"]:
+        _say(note)
+    write_frame(table, form)
+
+
+def run_report(
+    sweep: Path,
+    out: Path,
+    criterion: Sequence[str] | None,
+    *,
+    export: Path | None,
+    include_step0: bool,
+    seed: int,
+    modules: Sequence[str] | None = None,
+) -> None:
+    """Write the report of a sweep and print where it is."""
+    from nacme.report.write import write_report
+
+    df = _load(sweep, modules)
+    written = write_report(
+        df,
+        out,
+        criteria=split_names(criterion) or None,
+        export=export,
+        command=shlex.join(["nacme", *sys.argv[1:]]),
+        include_step0=include_step0,
+        seed=seed,
+    )
+    print(written)
+
+
+def run_criteria(form: Format, *, modules: Sequence[str] | None = None) -> None:
+    """Print the registry."""
+    import pandas as pd
+
+    for module in modules or ():
+        load_criteria_module(module)
+    rows = [
+        {
+            "name": c.name,
+            "direction": "higher" if c.higher_is_better else "lower",
+            "sees": c.sees,
+            "needs": list(c.needs) if form == "json" else " ".join(c.needs),
+            "cost": c.cost,
+            "source": c.source,
+            "description": c.description,
+        }
+        for c in all_criteria().values()
+    ]
+    write_frame(pd.DataFrame(rows), form)
+
+
+def split_names(given: Sequence[str] | None) -> list[str]:
+    """Split repeated and comma-separated names (not inside parentheses), in order and without repetition.
+
+    Raises
+    ------
+    ConfigError
+        If a name is empty.
+    """
+    names = [name for text in given or () for name in split(text)]
+    if not all(names):
+        raise ConfigError("--criterion has an empty name; give names with single commas between them")
+    return list(dict.fromkeys(names))
+
+
+def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
+    """Read a sweep and say on standard error what a reader of its numbers has to know."""
+    from nacme.records.load import load_sweep, unfilled_share
+
+    for module in modules or ():  # before reading: a new criterion may have a column in the records
+        load_criteria_module(module)
+    df = load_sweep(sweep)
+    for exclusion in df.attrs["exclusions"]:
+        _say(f"left out: {exclusion}")
+    runs = df.drop_duplicates("run")
+    if unfinished := int((~runs["done"]).sum()):
+        _say(f"{unfinished} of {len(runs)} runs are not finished")
+    if "degenerate" in df and (share := float(df["degenerate"].mean())) > 0:
+        _say(
+            f"coverage is degenerate at {share:.0%} of the checkpoints where it was measured: nearly every state "
+            "falls in one bin, so nac_me there is little more than a count of correct samples"
+        )
+    if (share := unfilled_share(df)) > 0.5:
+        _say(
+            f"at {share:.0%} of the checkpoints hardly a bin is full, so nac_me there is the number of correct "
+            "samples on another scale; a smaller O fills bins (--nac_fill 0.08: a fraction of the samples)"
+        )
+    return df
+
+
+def _say(text: str) -> None:
+    print(f"nacme: note: {text}", file=sys.stderr)

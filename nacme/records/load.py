@@ -1,0 +1,226 @@
+"""Reading the records of a sweep into one table: ``results.jsonl``, with ``nac.jsonl`` and ``ood.jsonl``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nacme.errors import NacmeWarning, SweepError
+from nacme.records.run import ADDED, LAST_MODEL, RESULTS, STEP_MODEL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nacme.records.table import Facts, Table
+
+#: The columns that every sweep has, in order; the recorded criteria follow.
+BASE_COLUMNS = (
+    "run",
+    "dataset",
+    "algorithm",
+    "test_env",
+    "test_envs",
+    "n_test_envs",
+    "n_envs",
+    "trial_seed",
+    "hparams_seed",
+    "seed",
+    "step",
+    "test_acc",
+    "test_out_acc",
+    "val_acc",
+    "val_acc_worst",
+    "checkpoint",
+    "done",
+)
+#: A smaller sweep is read in less than a second, and is spared the cache's file.
+CACHE_FROM = 500
+#: A smaller sweep is read sooner than another process has started.
+PARALLEL_FROM = 3000
+MOST_WORKERS = 8
+
+
+def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFrame:
+    """Read every record of a sweep.
+
+    Parameters
+    ----------
+    path : path-like
+        A sweep directory (run directories directly inside it), or a single run directory.
+    cache : bool
+        Whether a sweep of many runs may keep what was read in a file ``.nacme_cache.npz`` beside them, which
+        serves until one of its records or saved models changes. A directory that cannot be written to
+        is read anew each time.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per (checkpoint, test env), by run, test env and step. Columns:
+
+        ``run``
+            name of the run directory
+        ``dataset``, ``algorithm``, ``trial_seed``, ``hparams_seed``, ``seed``
+            from the record's ``args``
+        ``test_env``, ``test_envs``, ``n_test_envs``, ``n_envs``
+            this row's test env, all of the run's (``"0,2"``), how many those are, how many envs there are
+        ``step``
+            of the checkpoint
+        ``test_acc``, ``test_out_acc``, ``val_acc``, ``val_acc_worst``
+            ``env{t}_in_acc`` and ``env{t}_out_acc`` of the row's test env ``t``; the mean, and the least, of
+            ``env{i}_out_acc`` over the envs that are no test env of the run
+        ``checkpoint``
+            path of the saved model, or None
+        ``done``
+            whether the run finished
+        ``nac_me``, ``val_loss``, ...
+            every recorded criterion as float, NaN where null or missing; no column if no record holds it.
+            Criteria are the registered ones and the keys that the records' own ``nac.grid`` names
+        ``auroc_covariate_nacue``, ...
+            what ``nacme detect`` found: ``auroc``, ``aupr`` and ``fpr95``, by shift and detector
+        ``occupied_bins``, ``degenerate``, ``full_bins``
+            from the record's ``nac`` object; no column if no record holds them
+
+        ``attrs["path"]`` is the path, ``attrs["exclusions"]`` a list of what was left out and why.
+
+    Raises
+    ------
+    SweepError
+        If the directory does not exist or holds no records.
+
+    Warns
+    -----
+    NacmeWarning
+        For each line that is not a whole record (the rest of its file is kept), for runs that recorded a
+        step twice (the last record counts), for coverage measured with several settings in one sweep.
+    """
+    from nacme.criteria.registry import recorded_names
+    from nacme.records import cache as sweep_cache
+
+    sweep = Path(path)
+    if not sweep.is_dir():
+        raise SweepError(f"{sweep} is not a directory; give a sweep directory or a single run directory")
+    known = frozenset(recorded_names()).difference(BASE_COLUMNS)
+    table = None
+    if (sweep / RESULTS).is_file():
+        names, cached = ["."], False
+    else:
+        with os.scandir(sweep) as entries:
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        cached = cache and len(names) >= CACHE_FROM
+    if cached:
+        state = sweep_cache.signature(sweep, names, known)
+        table = sweep_cache.load(sweep, state)
+    if table is None:
+        table = _read(sweep, names, known)
+        if cached:
+            sweep_cache.save(sweep, state, table)
+    if not len(table.lengths) and not table.facts["empty"]:
+        raise SweepError(
+            f"{sweep} holds no runs: neither it nor a directory in it has a {RESULTS}; give the directory that "
+            "was the sweep's or the run's --output_dir"
+        )
+    left_out, kept = _alarms(table.facts, sweep)
+    for alarm in (*left_out, *kept):
+        warnings.warn(alarm, NacmeWarning, stacklevel=2)
+    if not len(table.lengths):
+        raise SweepError(
+            f"{sweep} holds no record, though it has runs; train them again, or look at the warnings above"
+        )
+    df = _frame(table, sweep)
+    df.attrs["path"] = str(sweep)
+    df.attrs["exclusions"] = [*_exclusions(table.facts), *left_out]
+    return df
+
+
+def unfilled_share(df: pd.DataFrame) -> float:
+    """Share of the checkpoints at which no more than one neuron in ten has a full bin.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `load_sweep` returns it.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 where the records do not say.
+    """
+    if "full_bins" not in df or df["full_bins"].isna().all():
+        return 0.0
+    return float((df["full_bins"].dropna() < 0.1).mean())
+
+
+def _read(sweep: Path, names: Sequence[str], known: frozenset[str]) -> Table:
+    """Read the directories of those names, in several processes where they are many."""
+    from nacme.records.table import read_runs
+    from nacme.records.worker import read_in_parallel
+
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    if len(names) >= PARALLEL_FROM and workers > 1:
+        return read_in_parallel(str(sweep), names, known, workers)
+    return read_runs(str(sweep), names, known)
+
+
+def _exclusions(facts: Facts) -> list[str]:
+    """Say what was left out, and why."""
+    said = []
+    for kind, many, what in (
+        ("bare", ("directory", "directories"), f"without {RESULTS}"),
+        ("empty", ("run", "runs"), "without a readable record"),
+        ("unmatched", ("run", "runs"), f"with lines of {ADDED} for steps that {RESULTS} does not have"),
+    ):
+        if names := facts[kind]:
+            said.append(f"{len(names)} {many[len(names) > 1]} {what}: {_some(names)}")
+    return said
+
+
+def _alarms(facts: Facts, sweep: Path) -> tuple[list[str], list[str]]:
+    """Say what deserves a warning: of what was left out, and of what was kept."""
+    left_out = list(facts["skipped"])
+    if names := facts["restarted"]:
+        runs = "run" if len(names) == 1 else "runs"
+        left_out.append(
+            f"{len(names)} {runs} recorded a step more than once (restarted by appending); the last record of "
+            f"each step counts: {_some(names)}"
+        )
+    kept = []
+    if len(settings := facts["settings"]) > 1:
+        kept.append(
+            f"coverage in {sweep} was measured with {len(settings)} settings, whose nac_me do not compare "
+            f"across runs: {'; '.join(settings[:5])}; keep each setting in a sweep of its own"
+        )
+    return left_out, kept
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _frame(table: Table, sweep: Path) -> pd.DataFrame:
+    """Build the table that `load_sweep` promises."""
+    import numpy as np
+    import pandas as pd
+
+    block = np.repeat(np.arange(len(table.lengths)), table.lengths)
+    heads = pd.DataFrame({**table.heads}).take(block).reset_index(drop=True)
+    df: pd.DataFrame = pd.concat([heads, pd.DataFrame({**table.columns})], axis=1)  # a grid has many columns
+    df["step"] = df["step"].astype(np.int64)
+    checkpoint = np.full(len(df), None, object)
+    single = (sweep / RESULTS).is_file()
+    for kind, pattern in ((STEP_MODEL, "model_step{}.pkl"), (LAST_MODEL, "model.pkl")):
+        rows = np.flatnonzero(table.columns["model"] == kind)
+        checkpoint[rows] = [
+            os.path.join(sweep, "" if single else run, pattern.format(step))
+            for run, step in zip(df["run"].iloc[rows], df["step"].iloc[rows])
+        ]
+    # As a series of objects: pandas would turn the Nones among strings into NaN.
+    df["checkpoint"] = pd.Series(checkpoint, dtype=object)
+    if "degenerate" in df:
+        df["degenerate"] = df["degenerate"].astype("boolean")
+    extra = [name for name in ("occupied_bins", "degenerate", "full_bins") if name in df]
+    criteria = sorted(set(table.columns) - {*BASE_COLUMNS, "model", *extra})
+    df = df[[*BASE_COLUMNS, *criteria, *extra]]
+    return df

@@ -1,0 +1,104 @@
+"""Reading sweep specifications."""
+
+import pytest
+
+from domainbed_plugins.sweep.jobs import Resources
+from domainbed_plugins.sweep.spec_file import SHIPPED, find_spec, load_spec, parse_spec
+from nacme.errors import ConfigError
+from nacme.measurement import CoverageSettings
+
+MINIMAL = {"datasets": ["RotatedDigits"], "algorithms": ["ERM"]}
+
+
+def test_a_whole_specification(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        """
+datasets: [RotatedDigits]
+algorithms: [ERM, CORAL]
+test_envs: [0, [1, 2]]
+hparams_seeds: 2
+trial_seeds: [3]
+steps: 10
+checkpoint_freq: 5
+hparams: {lr: 0.01}
+nac: {alpha: auto, bins: 20, fill: 0.1, layers: [classifier], split: in, all_samples: true,
+      grid: {alpha: [1, auto]}}
+criteria: [margin, confidence]
+target_unlabeled: true
+eval_splits: fast
+n_workers: auto
+keep: [best:nac_me, last]
+resources: {partition: gpu, time: "1:30:00", gpus: 1, cpus: 4, mem: 16G, parallel: 8}
+"""
+    )
+    spec = load_spec(file)
+    assert spec.test_envs == [[0], [1, 2]]
+    assert (list(spec.hparams_seeds), list(spec.trial_seeds)) == ([0, 1], [3])
+    assert spec.settings == CoverageSettings("auto", 20, 0.1, correct_only=False)
+    assert [point.alpha for point in spec.grid] == [1.0, "auto"]
+    assert {point.bins for point in spec.grid} == {20}
+    assert (spec.layers, spec.split, spec.eval_splits, spec.n_workers) == (["classifier"], "in", "fast", "auto")
+    assert (spec.criteria, spec.target_unlabeled) == (["margin", "confidence"], True)
+    assert spec.resources == Resources("gpu", None, "1:30:00", 1, 4, "16G", 8)
+    assert list(spec.keep) == ["best:nac_me", "last"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algorithm": ["ERM"]}, "unknown key 'algorithm'; did you mean 'algorithms'"),
+        ({"nac": {"alhpa": 1}}, "unknown key 'nac.alhpa'; did you mean 'alpha'"),
+        ({"resources": {"gpu": 1}}, "unknown key 'resources.gpu'; did you mean 'gpus'"),
+        ({"datasets": "RotatedDigits"}, "datasets must be a list of names, not 'RotatedDigits'"),
+        ({"algorithms": ["ERM", "ERM"]}, "algorithms must be a list of different names"),
+        ({"algorithms": None}, "algorithms must be a list of names, not None"),
+        ({"test_envs": "all"}, "test_envs must be 'single', 'pairs' or a list"),
+        ({"test_envs": [[0, 0]]}, "test_envs must be 'single', 'pairs' or a list"),
+        ({"hparams_seeds": 0}, "hparams_seeds must be how many seeds"),
+        ({"hparams_seeds": [1, 1]}, "hparams_seeds must be how many seeds"),
+        ({"steps": "many"}, "steps must be a whole number from 1, not 'many'"),
+        ({"steps": True}, "steps must be a whole number from 1, not True"),
+        ({"hparams": [1]}, "hparams must be hyper-parameters"),
+        ({"nac": 3}, "nac must be keys and values, not 3"),
+        ({"nac": {"alpha": "steep"}}, "nac.alpha must be a number, not 'steep'"),
+        ({"nac": {"split": "test"}}, "nac.split must be 'out' or 'in', not 'test'"),
+        ({"nac": {"fill": -1}}, "nac: .*fill"),
+        ({"nac": {"grid": {"bins": [1]}}}, "nac.grid.bins must be a whole number from 2"),
+        ({"n_workers": "some"}, "n_workers must be a whole number from 0, or 'auto'"),
+        ({"resources": {"time": 5400}}, "resources.time must be Slurm's notation in quotes"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_and_key(change, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        parse_spec({**MINIMAL, **change}, "study.yaml")
+    assert str(error.value).startswith("study.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [[], "text", None])
+def test_a_file_that_is_no_mapping(content):
+    with pytest.raises(ConfigError, match="the file must be keys and values"):
+        parse_spec(content)
+
+
+@pytest.mark.parametrize("missing", ["datasets", "algorithms"])
+def test_what_is_missing_is_named(missing):
+    with pytest.raises(ConfigError, match=f"{missing} is missing"):
+        parse_spec({key: value for key, value in MINIMAL.items() if key != missing})
+
+
+def test_broken_yaml_names_the_line(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("datasets: [A]\nalgorithms: [B\nsteps: 3\n")
+    with pytest.raises(ConfigError, match=r"study\.yaml, line 3: not YAML"):
+        load_spec(file)
+
+
+def test_shipped_specifications_go_by_name_and_are_valid():
+    names = {file.stem for folder in SHIPPED for file in folder.glob("*.yaml")}
+    assert {"demo", "rotated_mnist", "colored_mnist", "pacs64", "nac_me_resnet50"} <= names
+    for name in names:
+        assert load_spec(name).datasets
+    with pytest.raises(ConfigError, match="did you mean 'demo'"):
+        find_spec("demmo")
