@@ -29,7 +29,7 @@ from domainbed_plugins import score
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.train import main as our_train
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 INTRODUCTION = """\
 # Every algorithm of DomainBed

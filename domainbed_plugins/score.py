@@ -23,7 +23,7 @@ from nacme.records.run import RESULTS
 
 if TYPE_CHECKING:
     from domainbed_plugins.scoring.groups import Measured
-    from nacme.measurement import CoverageSettings
+    from nacme.settings import CoverageSettings
 
 #: A checkpoint's accuracies may differ by so much from those that training recorded before it is said.
 ACCURACY_GAP = 0.005

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nacme.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from nacme.measurement import CoverageSettings
+    from nacme.settings import CoverageSettings
 
 #: DomainBed's flags; their values stand in a record's ``args``, and ours do not.
 STOCK_FLAGS: dict[str, dict[str, Any]] = {
@@ -146,7 +146,7 @@ def coverage_settings(flags: argparse.Namespace) -> CoverageSettings:
     ConfigError
         If a value is out of range.
     """
-    from nacme.measurement import CoverageSettings
+    from nacme.settings import CoverageSettings
 
     return CoverageSettings(flags.nac_alpha, flags.nac_bins, flags.nac_fill, not flags.nac_all_samples)
 

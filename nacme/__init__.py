@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from nacme.correlation import rank_correlation
     from nacme.coverage import NeuronActivationCoverage
     from nacme.errors import NacmeError, NacmeWarning
-    from nacme.measurement import CoverageSettings, Measurement, measure
+    from nacme.measurement import Measurement, measure
     from nacme.quality import selection_quality
     from nacme.recorder import Recorder
     from nacme.records.load import load_sweep
     from nacme.selection import select
+    from nacme.settings import CoverageSettings
     from nacme.states import kl_gradients, neuron_states
 
 _HOMES = {
@@ -28,7 +29,7 @@ _HOMES = {
     "NeuronActivationCoverage": "nacme.coverage",
     "measure": "nacme.measurement",
     "Measurement": "nacme.measurement",
-    "CoverageSettings": "nacme.measurement",
+    "CoverageSettings": "nacme.settings",
     "Recorder": "nacme.recorder",
     "load_sweep": "nacme.records",
     "select": "nacme.selection",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from nacme.errors import ConfigError
+from nacme.settings import check_bins, check_fill
 
 SPACINGS = ("linear", "log")
 #: Up to this many edges, rounding moves a state by less than a hundredth of a bin.
@@ -47,8 +48,7 @@ def bin_edges(bins: int, spacing: str = "linear") -> Tensor:
     """
     if spacing not in SPACINGS:
         raise ConfigError(f"spacing={spacing!r} is unknown; use one of {', '.join(map(repr, SPACINGS))}")
-    if bins < 2:
-        raise ConfigError(f"bins={bins} must be at least 2: bins are counted between that many edges")
+    check_bins(bins)
     if spacing == "linear":
         return torch.linspace(0.0, 1.0, bins)
     if bins % 2 or bins < 4:
@@ -232,10 +232,7 @@ class NeuronActivationCoverage(Metric):
         super().__init__(**kwargs)
         if num_neurons < 1:
             raise ConfigError(f"num_neurons={num_neurons} must be at least 1")
-        if not fill > 0 or (isinstance(fill, float) and fill > 1):
-            raise ConfigError(
-                f"fill={fill!r} must be a positive count (int) or a fraction of the samples (float <= 1)"
-            )
+        check_fill(fill)
         self.num_neurons, self.bins, self.fill, self.spacing = num_neurons, bins, fill, spacing
         self._edges = bin_edges(bins, spacing)
         self.add_state("counts", torch.zeros(num_neurons, bins - 1, dtype=torch.int64), dist_reduce_fx="sum")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nacme.coverage import NeuronActivationCoverage
-from nacme.errors import ConfigError, DegenerateCoverageWarning
+from nacme.errors import DegenerateCoverageWarning
 from nacme.observation import batches, observe
+from nacme.settings import CoverageSettings
 from nacme.states import at_least_float32
 from nacme.taps import Reading, untouched
 
@@ -62,54 +62,6 @@ class Measurement:
     alpha: dict[str, float]
     degenerate: bool
     full_bins: float
-
-
-@dataclass(frozen=True)
-class CoverageSettings:
-    """Hyper-parameters of NAC-ME.
-
-    Attributes
-    ----------
-    alpha : float or "auto"
-        Steepness of the sigmoid. ``"auto"`` takes it, layer by layer, from the spread of ``z * g`` over the
-        samples counted, at the price of keeping one number per sample and neuron until the pass is over.
-    bins : int
-        ``M``.
-    fill : int or float
-        ``O``, as a count (int) or as a fraction of the counted samples (float).
-    correct_only : bool
-        Count correctly classified samples only.
-    quantity : {"product", "activation", "gradient"}
-        What the state is made of: ``z * g``, or one of the two alone (ablations).
-    layer : str, optional
-        The one layer that these settings are for, where a recorder measures several. None: all of them.
-    """
-
-    alpha: float | str = 0.1
-    bins: int = 50
-    fill: int | float = 500
-    correct_only: bool = True
-    quantity: str = "product"
-    layer: str | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.alpha, str):
-            if self.alpha != "auto":
-                raise ConfigError(f"alpha={self.alpha!r} must be a positive number or 'auto'")
-        elif not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ConfigError(f"alpha={self.alpha!r} must be a positive number or 'auto'")
-        NeuronActivationCoverage(1, self.bins, self.fill)
-
-    def key(self) -> str:
-        """Name these settings, for example ``nac_me_a0p1_m50_o500``: the key of a record made with them."""
-        alpha, fill = (str(value).replace(".", "p") for value in (self.alpha, self.fill))
-        key = f"nac_me_a{alpha}_m{self.bins}_o{fill}" + ("" if self.correct_only else "_all")
-        return key if self.layer is None else f"{key}_at_{layer_key(self.layer)}"
-
-
-def layer_key(layer: str) -> str:
-    """Turn a layer's name into what stands for it in the key of a record."""
-    return re.sub(r"[^0-9a-zA-Z]", "_", layer)
 
 
 @dataclass

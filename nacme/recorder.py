@@ -18,15 +18,14 @@ from nacme.criteria.registry import all_criteria, get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning
 from nacme.measurement import (
     CoverageCounter,
-    CoverageSettings,
     Tally,
     degenerate_message,
     is_correct,
-    layer_key,
     mean,
     summarize,
 )
 from nacme.observation import not_empty, observing
+from nacme.settings import CoverageSettings, layer_key
 from nacme.taps import Reading, Taps
 
 #: Recorded at every checkpoint whatever is asked for.

@@ -5,73 +5,16 @@ Works on records made with a grid of settings (``nacme train --nac_grid``), one 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nacme.errors import CriterionError
+from nacme.settings import SETTINGS, Setting, parse_key
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nacme.selection import Per
-
-#: The recorder's names: ``nac_me_a0p1_m50_o500``; ``_all``: all samples; ``_at_LAYER``: one of several layers.
-KEY = re.compile(
-    r"nac_me_a(?P<alpha>auto|[0-9p.e-]+)_m(?P<bins>\d+)_o(?P<fill>[0-9p.e-]+)(?P<all>_all)?(?:_at_(?P<layer>.+))?"
-)
-SETTINGS = ("alpha", "bins", "fill", "samples", "layer")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a grid's key stands for.
-
-    Attributes
-    ----------
-    key : str
-    alpha : float or "auto"
-    bins : int
-    fill : int or float
-    samples : {"correct", "all"}
-    layer : str
-        ``"mean"`` for the mean over the layers measured.
-    """
-
-    key: str
-    alpha: float | str
-    bins: int
-    fill: int | float
-    samples: str
-    layer: str
-
-
-def parse_key(key: str) -> Setting | None:
-    """Read a grid's key.
-
-    Parameters
-    ----------
-    key : str
-        For example ``nac_me_a0p1_m50_o500``.
-
-    Returns
-    -------
-    Setting or None
-        None where it is no such key.
-    """
-    found = KEY.fullmatch(key)
-    if not found:
-        return None
-    alpha, fill = (found[name].replace("p", ".") for name in ("alpha", "fill"))
-    return Setting(
-        key,
-        alpha if alpha == "auto" else float(alpha),
-        int(found["bins"]),
-        int(fill) if fill.isdigit() else float(fill),
-        "all" if found["all"] else "correct",
-        found["layer"] or "mean",
-    )
 
 
 def grid_settings(df: pd.DataFrame) -> list[Setting]:

@@ -41,7 +41,7 @@ from domainbed_plugins.runs.files import write_atomically
 from domainbed_plugins.runs.saved import read_lines
 from domainbed_plugins.scoring.groups import MOST_MODELS
 from domainbed_plugins.training.run import make_splits, seed_everything
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 STOCK, AUGMENTED, OURS = "stock", "stock, augmented", "nacme score"
 SIDES = (STOCK, AUGMENTED, OURS)

@@ -19,7 +19,7 @@ from domainbed_plugins.train import STOCK_FLAGS
 from nacme.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nacme.measurement import CoverageSettings
+    from nacme.settings import CoverageSettings
 
 State = Literal["not launched", "incomplete", "done"]
 

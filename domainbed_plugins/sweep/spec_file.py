@@ -14,7 +14,7 @@ from domainbed_plugins.train import alpha_value, fill_value, make_grid, worker_c
 from nacme.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from nacme.measurement import CoverageSettings
+    from nacme.settings import CoverageSettings
 
 Reader = Callable[[Any], Any]
 #: Where the shipped specifications are: beside the packages in a checkout, inside one when installed.
@@ -104,7 +104,7 @@ def parse_spec(content: Any, name: str = "the specification") -> SweepSpec:
 
 
 def _settings(nac: Mapping[str, Any]) -> CoverageSettings:
-    from nacme.measurement import CoverageSettings
+    from nacme.settings import CoverageSettings
 
     given = {key: nac[key] for key in ("alpha", "bins", "fill") if key in nac}
     return CoverageSettings(**given, correct_only=not nac.get("all_samples", False))

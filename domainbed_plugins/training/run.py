@@ -29,7 +29,7 @@ from domainbed_plugins.train import parse_hparams
 from domainbed_plugins.training.loop import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
 from domainbed_plugins.training.loop import Training, check_same
 from nacme.errors import ConfigError, NacmeError, nearest
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 
 @dataclass(frozen=True)

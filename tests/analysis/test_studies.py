@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 
 import nacme
 from domainbed_plugins.score import ScoreOptions, score
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))

@@ -10,7 +10,7 @@ import pytest
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.train import STOCK_FLAGS, parser
 from domainbed_plugins.training.run import TrainOptions, train
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 #: What two runs of the same training may differ in.
 CLOCKS = {"step_time", "mem_gb"}

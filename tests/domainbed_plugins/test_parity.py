@@ -13,7 +13,7 @@ import torch
 from domainbed_plugins import score
 from domainbed_plugins.runs.checkpoints import load_checkpoint
 from domainbed_plugins.train import main as train
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 pytestmark = [pytest.mark.domainbed, pytest.mark.filterwarnings("ignore")]
 

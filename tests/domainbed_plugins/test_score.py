@@ -24,7 +24,7 @@ from domainbed_plugins.train import main as train
 from nacme import load_sweep, measure
 from nacme.cli import report_errors
 from nacme.errors import ConfigError, CriterionError, LayerError, NacmeWarning, SweepError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -5,7 +5,7 @@ import pytest
 from domainbed_plugins.train import main, parse_grid
 from nacme.cli import report_errors
 from nacme.errors import ConfigError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 RUN = ["--dataset", "RotatedDigits", "--steps", "2"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from nacme import Recorder, measure
 from nacme.errors import ConfigError, DegenerateCoverageWarning
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 SETTINGS = CoverageSettings(alpha=20.0, bins=20, fill=2)
 

@@ -6,8 +6,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from nacme.errors import CriterionError
-from nacme.measurement import CoverageSettings
-from nacme.sensitivity import grid_settings, nested_choice, parse_key, sensitivity
+from nacme.sensitivity import grid_settings, nested_choice, sensitivity
 
 GOOD, BAD = "nac_me_a1p0_m50_o500", "nac_me_a100p0_m50_o0p08"
 
@@ -49,28 +48,6 @@ def right(env, accuracy, rng):
 
 def noise(env, accuracy, rng):
     return rng.uniform()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        CoverageSettings(),
-        CoverageSettings(alpha="auto", bins=20, fill=0.08),
-        CoverageSettings(alpha=1e-05, bins=1000, fill=1, correct_only=False),
-    ],
-)
-def test_keys_are_read_as_the_recorder_writes_them(settings):
-    read = parse_key(settings.key())
-    assert (read.alpha, read.bins, read.fill) == (settings.alpha, settings.bins, settings.fill)
-    assert type(read.fill) is type(settings.fill)
-    assert read.samples == ("correct" if settings.correct_only else "all")
-    assert read.layer == "mean"
-    assert parse_key(settings.key() + "_at_classifier_input").layer == "classifier_input"
-
-
-@pytest.mark.parametrize("key", ["nac_me", "nac_me_auto", "val_acc", "nac_me_at_layer4"])
-def test_other_columns_are_no_settings(key):
-    assert parse_key(key) is None
 
 
 def test_table_equals_scipy_and_regret_by_hand():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_weights, without_pretrained_weights
 from nacme import Recorder, kl_gradients
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 from nacme.taps import Taps, untouched
 
 pytestmark = [pytest.mark.domainbed, pytest.mark.filterwarnings("ignore")]

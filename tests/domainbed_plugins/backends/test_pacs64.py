@@ -14,7 +14,7 @@ from domainbed_plugins.backends import pacs64
 from domainbed_plugins.sweep.plan import NETWORKS
 from domainbed_plugins.training.run import make_dataset, make_splits
 from nacme.errors import ConfigError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 pytestmark = [pytest.mark.domainbed, pytest.mark.filterwarnings("ignore")]
 

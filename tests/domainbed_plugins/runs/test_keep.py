@@ -12,7 +12,7 @@ from domainbed_plugins.runs.prune import prune
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers.local import run_local
 from nacme.errors import ConfigError, CriterionError, SweepError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 KEEP = ["best:nac_me", "best:val_loss", "best:val_acc", "last"]
 FLAGS = ["--dataset", "RotatedDigits", "--steps", "31", "--checkpoint_freq", "3"]

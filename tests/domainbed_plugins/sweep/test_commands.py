@@ -15,7 +15,7 @@ from domainbed_plugins.sweep.commands import StoppedSweep, delete_command, read_
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers.local import run_local
 from nacme.errors import ConfigError, NacmeError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 SETTINGS = CoverageSettings(alpha=10.0, fill=0.1)
 

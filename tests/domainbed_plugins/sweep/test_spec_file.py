@@ -5,7 +5,7 @@ import pytest
 from domainbed_plugins.sweep.jobs import Resources
 from domainbed_plugins.sweep.spec_file import SHIPPED, find_spec, load_spec, parse_spec
 from nacme.errors import ConfigError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 MINIMAL = {"datasets": ["RotatedDigits"], "algorithms": ["ERM"]}
 

@@ -14,7 +14,7 @@ from nacme import Recorder
 from nacme.criteria.network import Collected
 from nacme.criteria.registry import all_criteria, get_criterion
 from nacme.errors import ConfigError, CriterionError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 DIRECTIONS = {
     "nac_me": True,

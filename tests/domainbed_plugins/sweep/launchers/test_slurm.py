@@ -16,7 +16,7 @@ from domainbed_plugins.sweep.jobs import Resources, SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers import slurm
 from domainbed_plugins.sweep.launchers.local import run_local
 from nacme.errors import ConfigError, NacmeError
-from nacme.measurement import CoverageSettings
+from nacme.settings import CoverageSettings
 
 SCRIPT = Path(__file__).parents[3] / "slurm" / "start.sh"
 SPEC = SweepSpec(
