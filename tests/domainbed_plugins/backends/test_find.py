@@ -37,8 +37,8 @@ def test_a_folder_that_is_no_clone(tmp_path):
 def in_a_process_of_its_own(root):
     """Load a clone where no other was loaded; return the exit code and standard error."""
     code = (
-        "import sys; from nacme.cli import report_errors; from domainbed_plugins.backends import find as backends\n"
-        "report_errors(lambda: backends.domainbed(sys.argv[1]))"
+        "import sys\nfrom nacme.cli import report_errors\nfrom domainbed_plugins.backends import find\n"
+        "report_errors(lambda: find.domainbed(sys.argv[1]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
