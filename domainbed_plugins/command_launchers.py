@@ -13,6 +13,7 @@ from pathlib import Path
 
 from domainbed_plugins import train
 from domainbed_plugins.backends import find as backends
+from domainbed_plugins.backends.arguments import STOCK_FLAGS
 from domainbed_plugins.sweep.jobs import Job, Resources
 from domainbed_plugins.sweep.launchers.local import default_processes, run_local
 from nacme.errors import ConfigError, NacmeError
@@ -105,4 +106,4 @@ def parse_command(command: str) -> Job:
         else:
             kept.append(word)
     flags = train.parser().parse_args(kept)
-    return Job({name: getattr(flags, name) for name in train.STOCK_FLAGS})
+    return Job({name: getattr(flags, name) for name in STOCK_FLAGS})

@@ -7,43 +7,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from domainbed_plugins.backends.arguments import STOCK_FLAGS
 from nacme.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from nacme.settings import CoverageSettings
-
-#: DomainBed's flags; their values stand in a record's ``args``, and ours do not.
-STOCK_FLAGS: dict[str, dict[str, Any]] = {
-    "data_dir": {"type": str},
-    "dataset": {"type": str, "default": "RotatedMNIST"},
-    "algorithm": {"type": str, "default": "ERM"},
-    "task": {
-        "type": str,
-        "default": "domain_generalization",
-        "choices": ["domain_generalization", "domain_adaptation"],
-    },
-    "hparams": {"type": str, "help": "hyper-parameters that override the drawn ones, as a JSON object"},
-    "hparams_seed": {"type": int, "default": 0, "help": "seed of random hyper-parameters; 0: the defaults"},
-    "trial_seed": {"type": int, "default": 0, "help": "trial number: seeds the splits and the hyper-parameters"},
-    "seed": {"type": int, "default": 0, "help": "seed for everything else"},
-    "steps": {"type": int, "default": None, "help": "number of steps; default: the data set's"},
-    "checkpoint_freq": {"type": int, "default": None, "help": "checkpoint every N steps; default: the data set's"},
-    "test_envs": {"type": int, "nargs": "+", "default": [0]},
-    "output_dir": {"type": str, "default": "train_output"},
-    "holdout_fraction": {"type": float, "default": 0.2},
-    "uda_holdout_fraction": {
-        "type": float,
-        "default": 0,
-        "help": "domain adaptation: part of a test environment to train on without labels",
-    },
-    "skip_model_save": {"action": "store_true"},
-    "save_model_every_checkpoint": {"action": "store_true"},
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = {name: getattr(flags, name) for name in STOCK_FLAGS}
 
     from domainbed_plugins.backends import find as backends
-    from domainbed_plugins.training.run import TrainOptions, train
+    from domainbed_plugins.training.options import TrainOptions
+    from domainbed_plugins.training.run import train
     from nacme.criteria.registry import load_criteria_module
 
     if flags.criteria_module:
@@ -186,36 +159,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep=flags.keep,
     )
     train(backends.find(args["dataset"], flags.domainbed), args, options)
-
-
-def parse_hparams(text: str | None) -> dict[str, Any]:
-    """Read ``--hparams``.
-
-    Parameters
-    ----------
-    text : str or None
-        A JSON object.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    ConfigError
-        If it is something else.
-    """
-    if not text:
-        return {}
-    try:
-        hparams = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"--hparams is not JSON ({error}); write for example --hparams '{{\"lr\": 0.001}}'"
-        ) from error
-    if not isinstance(hparams, dict):
-        raise ConfigError(f"--hparams must be a JSON object, not {text!r}; write for example '{{\"lr\": 0.001}}'")
-    return hparams
 
 
 def parse_grid(texts: Sequence[str], settings: CoverageSettings) -> tuple[CoverageSettings, ...]:

@@ -11,8 +11,7 @@ from domainbed_plugins.score import ScoreOptions, score
 from domainbed_plugins.sweep.commands import _open_sweep, read_status, run_sweep
 from domainbed_plugins.sweep.jobs import make_jobs
 from domainbed_plugins.sweep.spec_file import load_spec
-from domainbed_plugins.training.loop import comparable
-from domainbed_plugins.training.run import TrainOptions
+from domainbed_plugins.training.options import TrainOptions, comparable
 from nacme.measurement import CoverageSettings
 
 BEGUN = Path(__file__).parent / "fixtures" / "begun"

@@ -18,7 +18,8 @@ import torch
 
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
-from domainbed_plugins.training.run import TrainOptions, train
+from domainbed_plugins.training.options import TrainOptions
+from domainbed_plugins.training.run import train
 
 POLICIES = {
     "all": ["all"],

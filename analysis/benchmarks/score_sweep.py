@@ -35,12 +35,13 @@ from analysis.benchmarks.recipes import domainbed_accuracy
 from analysis.benchmarks.timing import Spread
 from domainbed_plugins import score
 from domainbed_plugins.backends import find as backends
+from domainbed_plugins.data.generators import seed_everything
+from domainbed_plugins.data.splits import make_splits
 from domainbed_plugins.machine import keep_freed_memory
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint
 from domainbed_plugins.runs.files import write_atomically
 from domainbed_plugins.runs.saved import read_lines
 from domainbed_plugins.scoring.groups import MOST_MODELS
-from domainbed_plugins.training.run import make_splits, seed_everything
 from nacme.settings import CoverageSettings
 
 STOCK, AUGMENTED, OURS = "stock", "stock, augmented", "nacme score"

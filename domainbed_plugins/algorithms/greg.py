@@ -20,7 +20,7 @@ from nacme.errors import ConfigError, nearest
 from nacme.ood.outliers import pseudo_outliers, resized
 
 if TYPE_CHECKING:
-    from domainbed_plugins.backends.find import Testbed
+    from domainbed_plugins.interface import Testbed
 
 # The authors' margins (-25, -7) suit a network whose energies are already there: from a fresh one, whose energy is
 # -log C (-2 to -6), the first hinge starts at about 500 and drowns the cross-entropy, and no in-sample ever gets a

@@ -10,50 +10,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from domainbed_plugins.interface import EXPECTED, Testbed
 from nacme.errors import ConfigError, nearest
 
 CLONE = "git clone https://github.com/facebookresearch/DomainBed"
 EMBEDDED = "domainbed_plugins.testbed"
-
-#: What the runner calls, by module.
-EXPECTED = {
-    "datasets": ("DATASETS", "get_dataset_class", "num_environments"),
-    "algorithms": ("ALGORITHMS", "Algorithm", "get_algorithm_class"),
-    "hparams_registry": ("default_hparams", "random_hparams"),
-    "lib.misc": ("Tee", "make_weights_for_balanced_classes", "print_row", "seed_hash", "split_dataset"),
-    "lib.fast_data_loader": ("FastDataLoader", "InfiniteDataLoader"),
-}
-
-
-@dataclass(frozen=True)
-class Testbed:
-    """A testbed's modules, under DomainBed's names.
-
-    Attributes
-    ----------
-    name : str
-        ``"embedded"`` or ``"domainbed"``.
-    version : str
-        The commit of a clone; nacme's version for the embedded testbed.
-    datasets, algorithms, hparams_registry, misc, loaders : module
-    """
-
-    __test__ = False  # the name starts like a test's
-
-    name: str
-    version: str
-    datasets: ModuleType
-    algorithms: ModuleType
-    hparams_registry: ModuleType
-    misc: ModuleType
-    loaders: ModuleType
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
 
 
 def embedded() -> Testbed:

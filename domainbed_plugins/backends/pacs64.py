@@ -16,7 +16,7 @@ from nacme.errors import ConfigError
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from domainbed_plugins.backends.find import Testbed
+    from domainbed_plugins.interface import Testbed
 
 NAME = "PACS64"
 SIZE = (64, 64)

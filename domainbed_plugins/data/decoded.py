@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from domainbed_plugins.backends.find import Testbed
-from domainbed_plugins.training.run import EVAL_BATCH_SIZE, make_dataset, seed_everything
+from domainbed_plugins.data.generators import cpu_positions, seed_everything
+from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, make_dataset
+from domainbed_plugins.interface import Testbed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -165,13 +164,13 @@ class ValidationData:
         seen: dict[str, Any] = {"dataset": args["dataset"]}
         test_envs = _WatchedSequence(args["test_envs"], seen)
         seed_everything(args["seed"])
-        before = _generator_states()
+        before = cpu_positions()
         dataset = make_dataset(
             self._testbed,
             {**args, "data_dir": self._data_dir, "test_envs": test_envs},
             _WatchedMapping(hparams, seen),
         )
-        if _generator_states() != before:
+        if cpu_positions() != before:
             seen["seed"] = args["seed"]
         return dataset, seen
 
@@ -232,8 +231,3 @@ def default_workers() -> int:
 def _splits(args: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides how environments are split."""
     return args["trial_seed"], args.get("holdout_fraction", 0.2)
-
-
-def _generator_states() -> tuple[Any, ...]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - whether this very generator was drawn from
-    return random.getstate(), torch.get_rng_state().tolist(), name, np.asarray(keys).tolist(), rest

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from domainbed_plugins.backends import find as backends
+from domainbed_plugins.backends.arguments import check_names
 from domainbed_plugins.data.decoded import ValidationData, default_workers
+from domainbed_plugins.data.generators import seed_everything
+from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, make_dataset
 from domainbed_plugins.detect import COVARIATE, DETECTORS, Detection, DetectOptions
 from domainbed_plugins.machine import free_memory
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.runs.saved import Job
-from domainbed_plugins.training.run import EVAL_BATCH_SIZE, check_names, make_dataset, seed_everything
 from nacme.bootstrap import generator
 from nacme.errors import ConfigError, LayerError, NacmeError, NacmeWarning
 from nacme.ood.base import Extract, NetworkDetector

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from domainbed_plugins.backends.find import Testbed
+from domainbed_plugins.interface import Testbed
 from nacme.errors import NacmeError
 
 

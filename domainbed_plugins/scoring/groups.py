@@ -23,7 +23,7 @@ from nacme.observation import not_empty
 from nacme.recorder import Recorder
 
 if TYPE_CHECKING:
-    from domainbed_plugins.backends.find import Testbed
+    from domainbed_plugins.interface import Testbed
     from domainbed_plugins.score import ScoreOptions
 
 #: Networks that share a batch, at most: sharing by eight saves seven eighths of what there is to save, and an

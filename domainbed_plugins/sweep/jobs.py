@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from domainbed_plugins.backends import find as backends
-from domainbed_plugins.train import STOCK_FLAGS
+from domainbed_plugins.backends.arguments import STOCK_FLAGS
 from nacme.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SweepSpec:
     hparams : mapping
         Overrides what is drawn.
     settings, grid, layers, split, criteria, target_unlabeled, eval_splits, n_workers
-        See `domainbed_plugins.training.run.TrainOptions`.
+        See `domainbed_plugins.training.options.TrainOptions`.
     keep : sequence of str
         Checkpoints that stay on disk: ``"all"``, or some of ``"last"`` and ``"best:CRITERION"``. None given: the
         last model, as DomainBed does.
@@ -93,7 +93,7 @@ class SweepSpec:
     resources: Resources = Resources()
 
     def train_options(self) -> dict[str, Any]:
-        """Fields of `domainbed_plugins.training.run.TrainOptions`."""
+        """Fields of `domainbed_plugins.training.options.TrainOptions`."""
         given = {"settings": self.settings} if self.settings else {}
         names = ("grid", "layers", "split", "criteria", "target_unlabeled", "eval_splits", "n_workers", "keep")
         return {**given, **{name: getattr(self, name) for name in names}}
@@ -159,7 +159,7 @@ def make_jobs(spec: SweepSpec, output_dir: Path, data_dir: str | None, domainbed
     ConfigError
         If a testbed cannot be found or does not know a data set or algorithm, or ``test_envs`` does not fit it.
     """
-    from domainbed_plugins.training.run import check_names
+    from domainbed_plugins.backends.arguments import check_names
 
     jobs = []
     for trial_seed, dataset, algorithm in itertools.product(spec.trial_seeds, spec.datasets, spec.algorithms):

@@ -104,7 +104,7 @@ def plan(
 
 
 def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) -> dict[str, Any]:
-    from domainbed_plugins.training.run import make_hparams
+    from domainbed_plugins.backends.arguments import make_hparams
 
     args = job.args
     testbed = backends.find(args["dataset"], domainbed)

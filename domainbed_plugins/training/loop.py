@@ -11,32 +11,29 @@ import collections
 import contextlib
 import json
 import os
-import random
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from domainbed_plugins.backends.find import Testbed
+from domainbed_plugins.data.generators import generator_states, set_generator_states
+from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, Splits
 from domainbed_plugins.data.streams import EvalStream, TrainStream, collate
+from domainbed_plugins.interface import Testbed
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import snapshot
 from domainbed_plugins.runs.keep import tidy
-from nacme.errors import ConfigError, NacmeError
+from domainbed_plugins.training.options import TrainOptions, comparable
+from nacme.errors import NacmeError
 from nacme.measurement import accuracy
 from nacme.recorder import Recorder
 
-if TYPE_CHECKING:
-    from domainbed_plugins.training.run import Splits, TrainOptions
-
-EVAL_BATCH_SIZE = 64
 #: Signals upon which a run saves its state at the next step and ends.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -289,7 +286,7 @@ class Training:
             "warned": self.recorder.warned,
             "peak_gb": self.peak_gb,
             "streams": {name: stream.position() for name, stream in streams.items()},
-            "generators": _generators(),
+            "generators": generator_states(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -307,7 +304,7 @@ class Training:
         self.records = state["records"] + (state["line"] is not None)
         self.values.update(snapshot.rebuild(state["values"]))
         self.recorder.warned = state["warned"]
-        _set_generators(state["generators"])
+        set_generator_states(state["generators"])
 
     def _rehearse(self) -> None:
         """Make one step on any samples; the state that is restored next undoes it."""
@@ -319,49 +316,6 @@ class Training:
         adapting = self.args["task"] == "domain_adaptation"
         unlabeled = [first(split)[0] for split, _ in self.splits.uda] if adapting else None
         self.algorithm.update([first(split) for _, split, _ in self.splits.train], unlabeled)
-
-
-def comparable(args: Mapping[str, Any], options: TrainOptions) -> dict[str, str]:
-    """Write down what must not change between the parts of a run; directories may.
-
-    Parameters
-    ----------
-    args : mapping
-    options : TrainOptions
-
-    Returns
-    -------
-    dict of str to str
-        JSON, by flag or field name.
-    """
-    kept = {key: value for key, value in args.items() if key not in ("data_dir", "output_dir")}
-    kept["nac"] = {**asdict(options.settings), "split": options.split, "layers": options.layers}
-    kept["nac_grid"] = [asdict(settings) for settings in options.grid]
-    kept["keep"] = sorted(options.keep)
-    kept["criteria"] = {"names": options.criteria, "target_unlabeled": options.target_unlabeled}
-    kept["eval_splits"] = options.eval_splits
-    return {key: json.dumps(value, sort_keys=True) for key, value in kept.items()}
-
-
-def check_same(directory: Path, state: Mapping[str, Any], args: Mapping[str, Any], options: TrainOptions) -> None:
-    """Refuse to go on with other settings than a run was begun with.
-
-    Parameters
-    ----------
-    directory : path
-    state, args, options
-
-    Raises
-    ------
-    ConfigError
-    """
-    before, now = state["settings"], comparable(args, options)
-    for key in now:
-        if before.get(key) != now[key]:
-            raise ConfigError(
-                f"{directory} was begun with {key} = {before.get(key)}, not {now[key]}; choose another "
-                "--output_dir, or delete it to start anew"
-            )
 
 
 @contextlib.contextmanager
@@ -377,24 +331,6 @@ def _noticed() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _generators() -> dict[str, Any]:
-    return {
-        "python": list(random.getstate()),
-        "numpy": snapshot.capture(np.random.get_state(legacy=False)),  # noqa: NPY002 - the algorithms draw from it
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_generators(states: dict[str, Any]) -> None:
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(snapshot.rebuild(states["numpy"]))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def _workers(wanted: int | str | None, stock: int, loaders: int) -> int:

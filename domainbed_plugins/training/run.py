@@ -1,4 +1,4 @@
-"""Setting up a run as DomainBed does: its hyper-parameters, data, splits and output directory; then training it.
+"""Setting up a run as DomainBed does: its arguments, splits and output directory; then training it.
 
 Source: ``domainbed/scripts/train.py``.
 """
@@ -6,13 +6,9 @@ Source: ``domainbed/scripts/train.py``.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import platform
-import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,78 +18,15 @@ import torch
 import torchvision
 
 import nacme
-from domainbed_plugins.backends.find import Testbed, embedded
+from domainbed_plugins.backends.arguments import check_names, make_hparams
+from domainbed_plugins.data.generators import seed_everything
+from domainbed_plugins.data.splits import make_splits
+from domainbed_plugins.interface import Testbed
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs.keep import check_keep
-from domainbed_plugins.train import parse_hparams
-from domainbed_plugins.training.loop import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
-from domainbed_plugins.training.loop import Training, check_same
-from nacme.errors import ConfigError, NacmeError, nearest
-from nacme.settings import CoverageSettings
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What the plugin adds to DomainBed's arguments.
-
-    Attributes
-    ----------
-    settings : CoverageSettings
-    grid : tuple of CoverageSettings
-        Further settings to record from the same pass.
-    layers : sequence of str, optional
-        None: penultimate features.
-    split : {"out", "in"}
-        The training environments' splits that coverage is measured on.
-    criteria : list of str, optional
-        Criteria to record beside NAC-ME and the validation loss. None: all that take no further pass.
-    target_unlabeled : bool
-        Whether to record criteria that look at unlabelled target data, the test environments' ``out`` splits.
-    eval_splits : {"all", "fast"}
-        ``"fast"`` leaves out the training environments' ``in`` splits, unless coverage is measured there. It
-        draws other random numbers than DomainBed does.
-    n_workers : int or "auto", optional
-        Workers of each loader; ``"auto"`` shares out the machine's cores. None: the data set's.
-    keep : sequence of str
-        Which saved checkpoints stay on disk: see `domainbed_plugins.runs.keep`. None given: all that are saved.
-    on_step : callable, optional
-        Called after each step with ``(step, n_steps)``.
-    """
-
-    settings: CoverageSettings = field(default_factory=CoverageSettings)
-    grid: tuple[CoverageSettings, ...] = ()
-    layers: list[str] | None = None
-    split: str = "out"
-    criteria: list[str] | None = None
-    target_unlabeled: bool = False
-    eval_splits: str = "all"
-    n_workers: int | str | None = None
-    keep: Sequence[str] = ()
-    on_step: Callable[[int, int], None] | None = None
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A data set's environments, split as DomainBed splits them.
-
-    Attributes
-    ----------
-    dataset : DomainBed data set
-    train : list of (int, dataset, weights)
-        What is trained on: ``in`` splits of the training environments.
-    uda : list of (dataset, weights)
-        Unlabelled target splits.
-    by_name : dict of str to dataset
-        What is evaluated, in DomainBed's order: every ``env{i}_in``, ``env{i}_out``, ``env{i}_uda``.
-    hash : str
-        Of what decides which sample is in which split: the environments' sizes, the splits' and their seeds.
-    """
-
-    dataset: Any
-    train: list[tuple[int, Any, Any]]
-    uda: list[tuple[Any, Any]]
-    by_name: dict[str, Any]
-    hash: str
+from domainbed_plugins.training.loop import Training
+from domainbed_plugins.training.options import TrainOptions, check_same
+from nacme.errors import ConfigError, NacmeError
 
 
 def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | None = None) -> None:
@@ -156,160 +89,6 @@ def _begin(
         run_files.rewind_records(output, state["records"], state["line"])
         print(f"Resumed before step {training.step} of {training.n_steps}")
     return training
-
-
-def check_names(testbed: Testbed, args: Mapping[str, Any]) -> None:
-    """Refuse an unknown data set or algorithm, or a test environment out of range.
-
-    Parameters
-    ----------
-    testbed : Testbed
-    args : mapping
-
-    Raises
-    ------
-    ConfigError
-    """
-    try:
-        testbed.algorithms.get_algorithm_class(args["algorithm"])
-    except NotImplementedError:
-        raise ConfigError(
-            f"--algorithm {args['algorithm']!r} is unknown to {testbed.name}; "
-            f"{nearest(args['algorithm'], testbed.algorithms.ALGORITHMS)}"
-        ) from None
-    if args["dataset"] not in testbed.datasets.DATASETS:
-        known = dict.fromkeys([*testbed.datasets.DATASETS, *embedded().datasets.DATASETS])
-        raise ConfigError(
-            f"--dataset {args['dataset']!r} is unknown to {testbed.name}; {nearest(args['dataset'], known)}"
-        )
-    count = testbed.datasets.num_environments(args["dataset"])
-    wrong = [env for env in args["test_envs"] if not 0 <= env < count]
-    if wrong:
-        raise ConfigError(f"--test_envs {wrong[0]} is out of range: {args['dataset']} has envs 0 to {count - 1}")
-    if len(set(args["test_envs"])) == count:
-        raise ConfigError("--test_envs names every environment; leave at least one to train on")
-
-
-def make_hparams(testbed: Testbed, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw a run's hyper-parameters as DomainBed does.
-
-    Parameters
-    ----------
-    testbed : Testbed
-    args : mapping
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    ConfigError
-        If ``hparams`` is no JSON object.
-    """
-    registry = testbed.hparams_registry
-    if args["hparams_seed"] == 0:
-        hparams = registry.default_hparams(args["algorithm"], args["dataset"])
-    else:
-        seed = testbed.misc.seed_hash(args["hparams_seed"], args["trial_seed"])
-        hparams = registry.random_hparams(args["algorithm"], args["dataset"], seed)
-    return {**hparams, **parse_hparams(args["hparams"])}
-
-
-def make_dataset(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> Any:
-    """Load a data set.
-
-    Parameters
-    ----------
-    testbed : Testbed
-    args, hparams : mapping
-
-    Returns
-    -------
-    DomainBed data set
-
-    Raises
-    ------
-    ConfigError
-        If the data cannot be found.
-    """
-    make = testbed.datasets.get_dataset_class(args["dataset"])
-    try:
-        return make(args["data_dir"], args["test_envs"], hparams)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"--data_dir {args['data_dir']}: {args['dataset']} cannot be read there: {error}"
-        ) from error
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators that data sets and algorithms draw from, as DomainBed does.
-
-    Parameters
-    ----------
-    seed : int
-    """
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the algorithms draw from the global generators
-    torch.manual_seed(seed)
-
-
-def make_splits(testbed: Testbed, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> Splits:
-    """Load a data set and split its environments as DomainBed does.
-
-    Parameters
-    ----------
-    testbed : Testbed
-    args, hparams : mapping
-
-    Returns
-    -------
-    Splits
-
-    Raises
-    ------
-    ConfigError
-        If the data cannot be found, or a split is too small.
-    """
-    dataset = make_dataset(testbed, args, hparams)
-    misc, balanced = testbed.misc, hparams["class_balanced"]
-
-    def weighted(split: Any) -> tuple[Any, Any]:
-        return split, misc.make_weights_for_balanced_classes(split) if balanced else None
-
-    ins, outs, udas, parts = [], [], [], []
-    for index, env in enumerate(dataset):
-        seed = misc.seed_hash(args["trial_seed"], index)
-        out, in_ = misc.split_dataset(env, int(len(env) * args["holdout_fraction"]), seed)
-        uda = []
-        if index in args["test_envs"]:
-            uda, in_ = misc.split_dataset(in_, int(len(in_) * args["uda_holdout_fraction"]), seed)
-        parts.append((args["dataset"], index, seed, len(env), len(out), len(uda)))
-        ins.append(weighted(in_))
-        outs.append(weighted(out))
-        if len(uda):
-            udas.append(weighted(uda))
-        if not len(out):
-            raise ConfigError(
-                f"--holdout_fraction {args['holdout_fraction']} leaves env {index} ({len(env)} samples) without a "
-                "validation split; raise it"
-            )
-    if args["task"] == "domain_adaptation" and not udas:
-        raise ConfigError("--task domain_adaptation needs unlabelled samples; set --uda_holdout_fraction above 0")
-    trained = [(index, *pair) for index, pair in enumerate(ins) if index not in args["test_envs"]]
-    for label, split in [(f"env{i}_in", s) for i, s, _ in trained] + [("an uda split", s) for s, _ in udas]:
-        # without weights DomainBed's sampler never completes a batch of such a split, and waits for ever
-        if len(split) < hparams["batch_size"] and not balanced:
-            raise ConfigError(
-                f"batch_size {hparams['batch_size']} is larger than {label} ({len(split)} samples): no batch "
-                "would ever be complete; lower it with --hparams '{\"batch_size\": 8}'"
-            )
-    by_name = {
-        **{f"env{index}_in": split for index, (split, _) in enumerate(ins)},
-        **{f"env{index}_out": split for index, (split, _) in enumerate(outs)},
-        **{f"env{index}_uda": split for index, (split, _) in enumerate(udas)},
-    }
-    return Splits(dataset, trained, udas, by_name, hashlib.md5(json.dumps(parts).encode()).hexdigest())
 
 
 def _open_output(output: Path) -> None:

@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from domainbed_plugins.backends import find as backends
-from domainbed_plugins.train import STOCK_FLAGS, parser
-from domainbed_plugins.training.run import TrainOptions, train
+from domainbed_plugins.backends.arguments import STOCK_FLAGS
+from domainbed_plugins.train import parser
+from domainbed_plugins.training.options import TrainOptions
+from domainbed_plugins.training.run import train
 from nacme.settings import CoverageSettings
 
 #: What two runs of the same training may differ in.

@@ -81,7 +81,7 @@ def train_job(
     ----------
     job : Job
     train_options : mapping
-        Fields of `domainbed_plugins.training.run.TrainOptions`.
+        Fields of `domainbed_plugins.training.options.TrainOptions`.
     domainbed : str, optional
         A DomainBed clone.
     on_step : callable, optional
@@ -92,7 +92,8 @@ def train_job(
     Outcome
     """
     from domainbed_plugins.training.loop import InterruptedRun
-    from domainbed_plugins.training.run import TrainOptions, train
+    from domainbed_plugins.training.options import TrainOptions
+    from domainbed_plugins.training.run import train
 
     # the sweep's report tells it once for all runs
     warnings.simplefilter("ignore", DegenerateCoverageWarning)
@@ -175,7 +176,7 @@ def run_local(
     ----------
     jobs : sequence of Job
     train_options : mapping
-        Fields of `domainbed_plugins.training.run.TrainOptions`.
+        Fields of `domainbed_plugins.training.options.TrainOptions`.
     processes : int
         Workers; the cores are divided among them, and the GPUs where there are any.
     domainbed : str, optional

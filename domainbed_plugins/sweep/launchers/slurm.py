@@ -42,7 +42,7 @@ class SlurmTask:
     Parameters
     ----------
     train_options : mapping
-        Fields of `domainbed_plugins.training.run.TrainOptions`.
+        Fields of `domainbed_plugins.training.options.TrainOptions`.
     domainbed : str, optional
         A DomainBed clone.
     """
@@ -94,7 +94,7 @@ def run_slurm(
     ----------
     jobs : sequence of Job
     train_options : mapping
-        Fields of `domainbed_plugins.training.run.TrainOptions`.
+        Fields of `domainbed_plugins.training.options.TrainOptions`.
     sweep_dir : path
         For submitit's logs and the list of job numbers.
     resources : Resources

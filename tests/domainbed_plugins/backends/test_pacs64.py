@@ -11,8 +11,8 @@ from PIL import Image
 
 from domainbed_plugins import score
 from domainbed_plugins.backends import pacs64
+from domainbed_plugins.data.splits import make_dataset, make_splits
 from domainbed_plugins.sweep.plan import NETWORKS
-from domainbed_plugins.training.run import make_dataset, make_splits
 from nacme.errors import ConfigError
 from nacme.settings import CoverageSettings
 

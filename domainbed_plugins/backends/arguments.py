@@ -1,0 +1,130 @@
+"""DomainBed's arguments of a run: its flags, the checks of their values, and the hyper-parameters they draw.
+
+Source: ``domainbed/scripts/train.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from domainbed_plugins.backends.find import embedded
+from domainbed_plugins.interface import Testbed
+from nacme.errors import ConfigError, nearest
+
+#: DomainBed's flags; their values stand in a record's ``args``, and ours do not.
+STOCK_FLAGS: dict[str, dict[str, Any]] = {
+    "data_dir": {"type": str},
+    "dataset": {"type": str, "default": "RotatedMNIST"},
+    "algorithm": {"type": str, "default": "ERM"},
+    "task": {
+        "type": str,
+        "default": "domain_generalization",
+        "choices": ["domain_generalization", "domain_adaptation"],
+    },
+    "hparams": {"type": str, "help": "hyper-parameters that override the drawn ones, as a JSON object"},
+    "hparams_seed": {"type": int, "default": 0, "help": "seed of random hyper-parameters; 0: the defaults"},
+    "trial_seed": {"type": int, "default": 0, "help": "trial number: seeds the splits and the hyper-parameters"},
+    "seed": {"type": int, "default": 0, "help": "seed for everything else"},
+    "steps": {"type": int, "default": None, "help": "number of steps; default: the data set's"},
+    "checkpoint_freq": {"type": int, "default": None, "help": "checkpoint every N steps; default: the data set's"},
+    "test_envs": {"type": int, "nargs": "+", "default": [0]},
+    "output_dir": {"type": str, "default": "train_output"},
+    "holdout_fraction": {"type": float, "default": 0.2},
+    "uda_holdout_fraction": {
+        "type": float,
+        "default": 0,
+        "help": "domain adaptation: part of a test environment to train on without labels",
+    },
+    "skip_model_save": {"action": "store_true"},
+    "save_model_every_checkpoint": {"action": "store_true"},
+}
+
+
+def parse_hparams(text: str | None) -> dict[str, Any]:
+    """Read ``--hparams``.
+
+    Parameters
+    ----------
+    text : str or None
+        A JSON object.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ConfigError
+        If it is something else.
+    """
+    if not text:
+        return {}
+    try:
+        hparams = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"--hparams is not JSON ({error}); write for example --hparams '{{\"lr\": 0.001}}'"
+        ) from error
+    if not isinstance(hparams, dict):
+        raise ConfigError(f"--hparams must be a JSON object, not {text!r}; write for example '{{\"lr\": 0.001}}'")
+    return hparams
+
+
+def check_names(testbed: Testbed, args: Mapping[str, Any]) -> None:
+    """Refuse an unknown data set or algorithm, or a test environment out of range.
+
+    Parameters
+    ----------
+    testbed : Testbed
+    args : mapping
+
+    Raises
+    ------
+    ConfigError
+    """
+    try:
+        testbed.algorithms.get_algorithm_class(args["algorithm"])
+    except NotImplementedError:
+        raise ConfigError(
+            f"--algorithm {args['algorithm']!r} is unknown to {testbed.name}; "
+            f"{nearest(args['algorithm'], testbed.algorithms.ALGORITHMS)}"
+        ) from None
+    if args["dataset"] not in testbed.datasets.DATASETS:
+        known = dict.fromkeys([*testbed.datasets.DATASETS, *embedded().datasets.DATASETS])
+        raise ConfigError(
+            f"--dataset {args['dataset']!r} is unknown to {testbed.name}; {nearest(args['dataset'], known)}"
+        )
+    count = testbed.datasets.num_environments(args["dataset"])
+    wrong = [env for env in args["test_envs"] if not 0 <= env < count]
+    if wrong:
+        raise ConfigError(f"--test_envs {wrong[0]} is out of range: {args['dataset']} has envs 0 to {count - 1}")
+    if len(set(args["test_envs"])) == count:
+        raise ConfigError("--test_envs names every environment; leave at least one to train on")
+
+
+def make_hparams(testbed: Testbed, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw a run's hyper-parameters as DomainBed does.
+
+    Parameters
+    ----------
+    testbed : Testbed
+    args : mapping
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ConfigError
+        If ``hparams`` is no JSON object.
+    """
+    registry = testbed.hparams_registry
+    if args["hparams_seed"] == 0:
+        hparams = registry.default_hparams(args["algorithm"], args["dataset"])
+    else:
+        seed = testbed.misc.seed_hash(args["hparams_seed"], args["trial_seed"])
+        hparams = registry.random_hparams(args["algorithm"], args["dataset"], seed)
+    return {**hparams, **parse_hparams(args["hparams"])}
