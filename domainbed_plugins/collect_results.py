@@ -131,6 +131,6 @@ def _in_latex(name: str) -> str:
 
 
 if __name__ == "__main__":
-    from nacme.cli import report_errors
+    from nacme.output import report_errors
 
     report_errors(main)

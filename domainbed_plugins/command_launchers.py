@@ -14,8 +14,9 @@ from pathlib import Path
 from domainbed_plugins import train
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.backends.arguments import STOCK_FLAGS
+from domainbed_plugins.machine import default_processes
 from domainbed_plugins.sweep.jobs import Job, Resources
-from domainbed_plugins.sweep.launchers.local import default_processes, run_local
+from domainbed_plugins.sweep.launchers.local import run_local
 from nacme.errors import ConfigError, NacmeError
 
 _SCRIPT = "domainbed.scripts.train"

@@ -236,6 +236,6 @@ def worker_count(text: str) -> int | str:
 
 
 if __name__ == "__main__":
-    from nacme.cli import report_errors
+    from nacme.output import report_errors
 
     report_errors(main)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +9,7 @@ from typing import Annotated
 import typer
 
 import nacme
-from nacme.errors import NacmeError
+from nacme.output import report_errors
 
 app = typer.Typer(
     name="nacme",
@@ -292,27 +290,6 @@ def export_command(
     from domainbed_plugins.runs.export import export
 
     typer.echo(export(run, step, out))
-
-
-def report_errors(run: object) -> None:
-    """Run a command; print a user's mistake as one line on standard error and exit with 1.
-
-    Parameters
-    ----------
-    run : callable
-        The command without arguments.
-    """
-    assert callable(run)
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"nacme: warning: {message}", file=sys.stderr)
-
-    warnings.showwarning = show
-    try:
-        run()
-    except NacmeError as error:
-        print(f"nacme: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 def main() -> None:

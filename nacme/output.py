@@ -1,4 +1,4 @@
-"""Printing a table as the command line does: the result alone, on standard output."""
+"""What the command line prints: a table alone on standard output, a mistake as one line on standard error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import io
 import json
 import math
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from nacme.errors import NacmeError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,3 +83,24 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
     return str(value)
+
+
+def report_errors(run: object) -> None:
+    """Run a command; print a user's mistake as one line on standard error and exit with 1.
+
+    Parameters
+    ----------
+    run : callable
+        The command without arguments.
+    """
+    assert callable(run)
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"nacme: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        run()
+    except NacmeError as error:
+        print(f"nacme: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

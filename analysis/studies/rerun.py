@@ -22,8 +22,9 @@ import pandas as pd
 from tqdm import tqdm
 
 import nacme
+from domainbed_plugins.machine import default_processes
 from domainbed_plugins.sweep.jobs import Job, make_jobs
-from domainbed_plugins.sweep.launchers.local import Outcome, Progress, default_processes, run_local
+from domainbed_plugins.sweep.launchers.local import Outcome, Progress, run_local
 from domainbed_plugins.sweep.spec_file import load_spec
 
 HERE = Path(__file__).parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -220,12 +219,6 @@ class _WatchedSequence(Sequence[int]):
     def __len__(self) -> int:
         self._seen["test_envs"] = self._content
         return len(self._content)
-
-
-def default_workers() -> int:
-    """Half of the cores that this process may use, 8 at most; on one or two, none."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if cores <= 2 else min(8, cores // 2)
 
 
 def _splits(args: Mapping[str, Any]) -> tuple[Any, ...]:

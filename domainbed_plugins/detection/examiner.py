@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_ood.detector import EnergyBased, MaxSoftmax, ViM
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.backends.arguments import check_names
-from domainbed_plugins.data.decoded import ValidationData, default_workers
+from domainbed_plugins.data.decoded import ValidationData
 from domainbed_plugins.data.generators import seed_everything
 from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, make_dataset
-from domainbed_plugins.detect import COVARIATE, DETECTORS, Detection, DetectOptions
-from domainbed_plugins.machine import free_memory
+from domainbed_plugins.detection.fit_samples import Batch, balanced
+from domainbed_plugins.detection.members import Member, finds_head, fitted, read
+from domainbed_plugins.detection.options import COVARIATE, DETECTORS, Detection, DetectOptions
+from domainbed_plugins.machine import default_workers, free_memory
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.runs.saved import Job
 from nacme.bootstrap import generator
 from nacme.errors import ConfigError, LayerError, NacmeError, NacmeWarning
-from nacme.ood.base import Extract, NetworkDetector
 from nacme.ood.evaluation import bootstrap_intervals, detection_metrics
-from nacme.ood.line import LINe
-from nacme.ood.nacue import NACUE
-from nacme.ood.nap import NAP
 from nacme.ood.outliers import resized
 from nacme.ood.score_plots import INSIDE
-from nacme.ood.tuning import tune
-from nacme.taps import INPUT, Taps, untouched
-
-Batch = tuple[Tensor, Tensor]
-_OURS: dict[str, Callable[[nn.Module], NetworkDetector]] = {"nacue": NACUE, "line": LINe, "nap": NAP}
 
 
 class Examiner:
@@ -142,12 +132,12 @@ class Examiner:
         """Fit what suits the network, then read each part once for all detectors."""
         device = next(algorithm.parameters()).device
         # seen once, so that the network need not run for each detector alone
-        has_head = _has_head(algorithm, fit[0][0].to(device))
-        members: dict[str, _Member] = {}
+        has_head = finds_head(algorithm, fit[0][0].to(device))
+        members: dict[str, Member] = {}
         refused: dict[str, str] = {}
         for name in self._options.detectors or DETECTORS:
             try:
-                members[name] = _member(name, algorithm, fit, self._options)
+                members[name] = fitted(name, algorithm, fit, self._options)
             except LayerError as error:
                 if self._options.detectors:
                     raise
@@ -162,7 +152,7 @@ class Examiner:
             found: dict[str, list[Tensor]] = {name: [] for name in members}
             for x in _images(loaders):
                 x = x.to(device)
-                readings = _read(algorithm, x, has_head)
+                readings = read(algorithm, x, has_head)
                 for name, member in members.items():
                     found[name].append(member.score(x, readings).detach().double().cpu())
             for name, values in found.items():
@@ -198,115 +188,6 @@ class Examiner:
         loader = DataLoader(Subset(whole, order.tolist()), EVAL_BATCH_SIZE)
         self._other[shape] = [resized(x, shape) for x, _ in loader]
         return self._other[shape]
-
-
-def balanced(loaders: Sequence[Iterable[Batch]], count: int, rng: np.random.Generator) -> list[Batch]:
-    """Draw training samples, as many of each class as there are, in an order that mixes classes.
-
-    Parameters
-    ----------
-    loaders : sequence of iterable of (Tensor, Tensor)
-        The splits to draw from.
-    count : int
-        How many at most.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    list of (Tensor, Tensor)
-        In batches. A class with fewer samples than its share gives them all, and the others more.
-    """
-    labels = torch.cat([y for loader in loaders for _, y in loader]).tolist()
-    seen: Counter[int] = Counter()
-    ranks: dict[int, tuple[int, int]] = {}
-    for index in rng.permutation(len(labels)).tolist():
-        ranks[index] = (seen[labels[index]], len(ranks))
-        seen[labels[index]] += 1
-    # every class's first sample, then every class's second, ...
-    chosen = sorted(ranks, key=lambda index: ranks[index])[:count]
-    wanted = set(chosen)
-    found: dict[int, Batch] = {}
-    position = 0
-    for loader in loaders:
-        for x, y in loader:
-            for i in range(len(x)):
-                if position + i in wanted:
-                    found[position + i] = x[i], y[i]
-            position += len(x)
-    pairs = [found[index] for index in chosen]
-    return [
-        (torch.stack([x for x, _ in some]), torch.stack([y for _, y in some]))
-        for some in (pairs[i : i + EVAL_BATCH_SIZE] for i in range(0, len(pairs), EVAL_BATCH_SIZE))
-    ]
-
-
-@dataclass(frozen=True)
-class _Member:
-    """One fitted detector: how it scores a batch of images, given what `_read` read of them, and its settings."""
-
-    score: Callable[[Tensor, Extract], Tensor]
-    settings: dict[str, Any]
-
-
-def _member(name: str, algorithm: nn.Module, fit: list[Batch], options: DetectOptions) -> _Member:
-    if name == "msp":
-        return _Member(lambda _, readings: MaxSoftmax.score(readings["logits"]), {})
-    if name == "energy":
-        return _Member(lambda _, readings: EnergyBased.score(readings["logits"]), {})
-    if name == "vim":
-        return _vim(algorithm, fit)
-    detector = _OURS[name](algorithm)
-    settings: dict[str, Any] = {}
-    if options.search != "none":
-        # half of each batch to fit, the other to make outliers of: no validation image is seen
-        halves = [(x[::2], y[::2]) for x, y in fit], [(x[1::2], y[1::2]) for x, y in fit]
-        settings["search_auroc"] = tune(detector, *halves, outliers=options.search, seed=options.seed).auroc
-    detector.fit(fit)
-    settings |= {key: getattr(detector, key) for key in detector.hyperparameter_space}
-    if name == "nap":  # looks at another layer than the one that the others share
-        return _Member(lambda x, _: detector.predict(x), settings)
-    return _Member(lambda _, readings: detector.score(readings), settings)
-
-
-def _vim(algorithm: nn.Module, fit: list[Batch]) -> _Member:
-    device = next(algorithm.parameters()).device
-    readings = [_read(algorithm, x.to(device), has_head=True) for x, _ in fit]
-    features = torch.cat([one["features"] for one in readings])
-    (name,) = (key.removeprefix("activation ") for key in readings[0] if key.startswith("activation "))
-    head = algorithm.get_submodule(name.removesuffix(INPUT))
-    assert isinstance(head, nn.Linear)
-    # the authors take 512 or 1,000 of the 768 or more features of large networks; a half is theirs in small
-    size = min(features.shape) // 2
-    bias = head.bias if head.bias is not None else head.weight.new_zeros(len(head.weight))
-    detector = ViM(None, d=size, w=head.weight, b=bias).to(device)
-    detector.fit_features(features, torch.cat([y for _, y in fit]))
-    return _Member(lambda _, seen: detector.predict_features(seen["features"]), {"d": size})
-
-
-def _has_head(algorithm: nn.Module, x: Tensor) -> bool:
-    """Whether a linear layer gives the logits."""
-    try:
-        _read(algorithm, x[:1], has_head=True)
-    except LayerError:
-        return False
-    return True
-
-
-def _read(algorithm: nn.Module, x: Tensor, has_head: bool) -> Extract:
-    """Logits of a batch; where a linear head gives them, its input, and what `NACUE` and `LINe` read there."""
-    with untouched(algorithm), torch.no_grad():
-        if not has_head:
-            logits: Tensor = algorithm.predict(x)  # type: ignore[operator]
-            return {"logits": logits}
-        with Taps(algorithm) as taps:
-            reading = taps.read(x)
-    ((name, features),) = reading.activations.items()
-    return {
-        "logits": reading.logits,
-        "features": features,
-        f"activation {name}": features,
-        f"gradient {name}": reading.gradients[name],
-    }
 
 
 def _images(loaders: Iterable[Iterable[Any]]) -> Iterator[Tensor]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from domainbed_plugins.backends import find as backends
-from domainbed_plugins.data.decoded import SplitBatches, ValidationData, default_workers
-from domainbed_plugins.machine import free_memory
+from domainbed_plugins.data.decoded import SplitBatches, ValidationData
+from domainbed_plugins.machine import default_workers, free_memory
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.runs.saved import Job
 from nacme.errors import ConfigError

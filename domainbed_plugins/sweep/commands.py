@@ -13,9 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domainbed_plugins.machine import default_processes
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
-from domainbed_plugins.sweep.launchers.local import Outcome, Progress, default_processes, run_debug, run_local
+from domainbed_plugins.sweep.launchers.local import Outcome, Progress, run_debug, run_local
 from domainbed_plugins.sweep.spec_file import load_spec
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
 from nacme.errors import ConfigError, NacmeError

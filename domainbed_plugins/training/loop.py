@@ -10,9 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +24,7 @@ from domainbed_plugins.data.generators import generator_states, set_generator_st
 from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, Splits
 from domainbed_plugins.data.streams import EvalStream, TrainStream, collate
 from domainbed_plugins.interface import Testbed
+from domainbed_plugins.machine import loader_workers
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import snapshot
 from domainbed_plugins.runs.keep import tidy
@@ -122,7 +121,7 @@ class Training:
         skipped = {f"env{index}_in" for index, _, _ in splits.train} - set(self._measured()) if fast else set()
         evaluated = {name: split for name, split in splits.by_name.items() if name not in skipped}
         count = len(splits.train) + len(splits.uda) + len(evaluated)
-        workers = _workers(self.options.n_workers, splits.dataset.N_WORKERS, count)
+        workers = loader_workers(self.options.n_workers, splits.dataset.N_WORKERS, count)
         self.train_streams = {
             f"train{index}": TrainStream(split, weights, batch_size, workers, positions.get(f"train{index}"))
             for index, split, weights in splits.train
@@ -331,19 +330,3 @@ def _noticed() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _workers(wanted: int | str | None, stock: int, loaders: int) -> int:
-    """Choose the number of workers of each loader, and say so where they will be far too many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if wanted == "auto":
-        # a training loader and an evaluation loader are busy at a time; a loader of one core works in-process
-        return 0 if cores <= 2 else min(stock, cores // 2)
-    count = stock if wanted is None else int(wanted)
-    if count * loaders > 4 * cores:
-        print(
-            f"{count} workers for each of {loaders} loaders are {count * loaders} processes on {cores} cores; "
-            "--n_workers auto starts fewer (the count decides which augmentations are drawn)",
-            file=sys.stderr,
-        )
-    return count

@@ -17,8 +17,8 @@ from pytorch_ood.detector import EnergyBased
 import nacme
 from domainbed_plugins import detect, train
 from domainbed_plugins.backends import find as backends
-from domainbed_plugins.detect import DETECTORS, DetectOptions
-from domainbed_plugins.detection.examiner import balanced
+from domainbed_plugins.detection.fit_samples import balanced
+from domainbed_plugins.detection.options import DETECTORS, DetectOptions
 from domainbed_plugins.runs.checkpoints import CheckpointError
 from nacme.errors import ConfigError, LayerError, NacmeWarning, SweepError
 

@@ -22,8 +22,8 @@ from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint
 from domainbed_plugins.scoring import groups as checkpoint_groups
 from domainbed_plugins.train import main as train
 from nacme import load_sweep, measure
-from nacme.cli import report_errors
 from nacme.errors import ConfigError, CriterionError, LayerError, NacmeWarning, SweepError
+from nacme.output import report_errors
 from nacme.settings import CoverageSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")

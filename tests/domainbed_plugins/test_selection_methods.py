@@ -8,8 +8,8 @@ import pytest
 from domainbed_plugins import collect_results, selection_methods
 from domainbed_plugins.backends import find as backends
 from nacme import load_sweep, select
-from nacme.cli import report_errors
 from nacme.errors import CriterionError, SweepError
+from nacme.output import report_errors
 
 pytestmark = [pytest.mark.domainbed, pytest.mark.usefixtures("domainbed")]
 

@@ -3,8 +3,8 @@
 import pytest
 
 from domainbed_plugins.train import main, parse_grid
-from nacme.cli import report_errors
 from nacme.errors import ConfigError
+from nacme.output import report_errors
 from nacme.settings import CoverageSettings
 
 RUN = ["--dataset", "RotatedDigits", "--steps", "2"]

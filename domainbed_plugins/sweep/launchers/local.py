@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from domainbed_plugins.backends import find as backends
+from domainbed_plugins.machine import gpus, threads_each
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.sweep.jobs import Job
 from nacme.errors import DegenerateCoverageWarning, NacmeError
@@ -213,8 +214,8 @@ class _Pool:
         # spawned, not forked: torch's thread pools do not survive a fork
         self._context = multiprocessing.get_context("spawn")
         count = min(processes, len(self.waiting))
-        self._threads = _threads(processes)
-        self._gpus = _gpus() if count else []
+        self._threads = threads_each(processes)
+        self._gpus = gpus() if count else []
         self.workers = [self._start(index) for index in range(count)]
 
     def _start(self, index: int) -> _Worker:
@@ -324,27 +325,3 @@ def _work(
         while True:
             job: Job = pipe.recv()
             pipe.send(train_job(job, train_options, domainbed, on_step))
-
-
-def default_processes() -> int:
-    """How many runs at a time suit this machine: one for each GPU, else one for each core."""
-    return len(_gpus()) or _cores()
-
-
-def _threads(processes: int) -> int:
-    """How many threads each process gets: its share of the cores, unless the user said otherwise."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() else max(1, _cores() // max(1, processes))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]

@@ -38,7 +38,7 @@ def test_a_folder_that_is_no_clone(tmp_path):
 def in_a_process_of_its_own(root):
     """Load a clone where no other was loaded; return the exit code and standard error."""
     code = (
-        "import sys\nfrom nacme.cli import report_errors\nfrom domainbed_plugins.backends import find\n"
+        "import sys\nfrom nacme.output import report_errors\nfrom domainbed_plugins.backends import find\n"
         "report_errors(lambda: find.domainbed(sys.argv[1]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
