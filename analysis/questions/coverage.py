@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import nacme
-from nacme.plots import runs as plots
+from nacme import plots
 
 sweep, figure = sys.argv[1:]
 chosen = nacme.select(nacme.load_sweep(sweep), "val_acc").sort_values("value").iloc[-1]

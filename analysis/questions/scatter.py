@@ -3,7 +3,7 @@
 import sys
 
 import nacme
-from nacme.plots import runs as plots
+from nacme import plots
 
 sweep, figure = sys.argv[1:]
 df = nacme.load_sweep(sweep)

@@ -3,7 +3,7 @@
 import sys
 
 import nacme
-from nacme.plots import runs as plots
+from nacme import plots
 from nacme.sensitivity import sensitivity
 
 sweep, figure = sys.argv[1:]

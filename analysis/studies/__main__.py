@@ -16,8 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.studies import figures, markdown, tables
+from nacme import plots
 from nacme.errors import NacmeWarning
-from nacme.plots import runs as plots
 from nacme.plots.style import render
 
 

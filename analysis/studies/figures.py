@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nacme.plots import runs as plots
+from nacme import plots
 from nacme.plots.style import INK, MUTED, OKABE_ITO, dress, styled
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nacme.plots import runs as plots
+from nacme import plots
 from nacme.report.findings import Findings
 from nacme.report.page import FigureGroup, Section, draw_panel, draw_panels
 from nacme.report.tables import Column, Table, decimal, integer, points, text

@@ -20,9 +20,9 @@ import jinja2
 import pandas as pd
 from tqdm import tqdm
 
+from nacme import plots
 from nacme.criteria.registry import default_criteria
 from nacme.errors import ConfigError
-from nacme.plots import runs as plots
 from nacme.plots.style import counted
 from nacme.report.findings import STEPS, Findings, Population, gather
 from nacme.report.page import Section, draw_panels, export_section, write_file

@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nacme import load_sweep, select
+from nacme import load_sweep, plots, select
 from nacme.correlation import rank_correlation
 from nacme.errors import ConfigError
-from nacme.plots import runs as plots
 from nacme.plots.style import MARKERS, OKABE_ITO, render
 
 
