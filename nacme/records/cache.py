@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from nacme.records.run import ADDED, DETECTED, FROM_NAC, RESULTS
+from nacme.records.run import ADDED, DETECTED, FROM_NAC, HEAD, RESULTS
 from nacme.records.table import Table
 from nacme.version import __version__
 
@@ -34,7 +34,7 @@ def signature(sweep: Path, runs: Iterable[str], known: Iterable[str]) -> str:
     -------
     str
     """
-    digest = hashlib.sha256(json.dumps([__version__, *FROM_NAC, *sorted(known)]).encode())
+    digest = hashlib.sha256(json.dumps([__version__, *HEAD, *FROM_NAC, *sorted(known)]).encode())
     for run in runs:
         # Adding or removing a file changes the directory's own time, appending to one does not.
         for path in (run, f"{run}/{RESULTS}", f"{run}/{ADDED}", f"{run}/{DETECTED}"):

@@ -94,7 +94,8 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
     -----
     NacmeWarning
         For each line that is not a whole record (the rest of its file is kept), for runs that recorded a
-        step twice (the last record counts), for coverage measured with several settings in one sweep.
+        step twice (the last record counts), for runs that are copies of others (left out), for coverage measured
+        with several settings in one sweep.
     """
     from nacme.criteria.registry import recorded_names
     from nacme.records import cache as sweep_cache
@@ -123,13 +124,16 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
             "was the sweep's or the run's --output_dir"
         )
     left_out, kept = _alarms(table.facts, sweep)
+    df = _frame(table, sweep) if len(table.lengths) else None
+    if df is not None:
+        df, copied, same = _without_copies(df, table)
+        left_out, kept = [*left_out, *copied], [*kept, *same]
     for alarm in (*left_out, *kept):
         warnings.warn(alarm, NacmeWarning, stacklevel=2)
-    if not len(table.lengths):
+    if df is None:
         raise SweepError(
             f"{sweep} holds no record, though it has runs; train them again, or look at the warnings above"
         )
-    df = _frame(table, sweep)
     df.attrs["path"] = str(sweep)
     df.attrs["exclusions"] = [*_exclusions(table.facts), *left_out]
     return df
@@ -193,6 +197,25 @@ def _alarms(facts: Facts, sweep: Path) -> tuple[list[str], list[str]]:
             f"across runs: {'; '.join(settings[:5])}; keep each setting in a sweep of its own"
         )
     return left_out, kept
+
+
+def _without_copies(df: pd.DataFrame, table: Table) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Leave out runs that are copies of others; say which, and what else is one training."""
+    from nacme.records.duplicates import find_copies
+
+    copies, same = find_copies(df, table.heads["run"], table.heads["args"])
+    left_out = []
+    if count := len(copies):
+        df = df[~df["run"].isin(copies)].reset_index(drop=True)
+        said = "1 run is a copy of another" if count == 1 else f"{count} runs are copies of others"
+        named = _some([f"{copy} of {run}" for copy, run in sorted(copies.items())])
+        left_out.append(f"{said} (same args, same accuracies), left out so that each counts once: {named}")
+    kept = [
+        "runs of the same training (same args, same accuracies) with other criteria, which are not independent: "
+        f"{_some(runs)}; keep one of them"
+        for runs in same
+    ]
+    return df, left_out, kept
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ RESULTS = "results.jsonl"
 ADDED = "nac.jsonl"
 DETECTED = "ood.jsonl"
 
-#: What is the same for all checkpoints of a block, in this order.
+#: What is the same for all checkpoints of a block, in this order; ``args`` is a digest of the run's arguments.
 HEAD = (
     "run",
     "dataset",
@@ -27,6 +29,7 @@ HEAD = (
     "hparams_seed",
     "seed",
     "done",
+    "args",
 )
 #: Values of the column ``model``: where the checkpoint's model is saved.
 NO_MODEL, STEP_MODEL, LAST_MODEL = 0, 1, 2
@@ -164,7 +167,10 @@ class _Layout:
         joined = ",".join(map(str, test_envs))
         names = [str(args[key]) for key in ("dataset", "algorithm")]
         seeds = [int(args[key]) for key in ("trial_seed", "hparams_seed", "seed")]
-        self._heads = [(name, *names, t, joined, len(test_envs), self._n_envs, *seeds, done) for t in test_envs]
+        # where a run was written does not make it another run
+        asked = orjson.dumps({**args, "output_dir": None}, option=orjson.OPT_SORT_KEYS)
+        tail = (len(test_envs), self._n_envs, *seeds, done, hashlib.blake2b(asked, digest_size=16).hexdigest())
+        self._heads = [(name, *names, t, joined, *tail) for t in test_envs]
         self._blocks: list[Block] = []
 
     def fits(self, record: dict[str, Any]) -> bool:
@@ -177,8 +183,9 @@ class _Layout:
         numbers = {
             "step": record["step"],
             "model": model,
-            "val_acc": sum(val_accs) / len(val_accs) if val_accs else _NAN,
-            "val_acc_worst": min(val_accs, default=_NAN),
+            "val_acc": (mean := sum(val_accs) / len(val_accs) if val_accs else _NAN),
+            # a comparison with NaN is false, so that min would depend on the order of the envs
+            "val_acc_worst": _NAN if math.isnan(mean) else min(val_accs),
         }
         keys = known
         if nac := record.get("nac"):

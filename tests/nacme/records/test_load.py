@@ -33,6 +33,13 @@ def record(step: int, test_envs: list[int] = [0], **more: Any) -> dict[str, Any]
 
 
 def write_run(directory: Path, records: list[dict[str, Any]], name: str = "results.jsonl") -> Path:
+    """Write records; a run has its own seed, by its name, for runs of equal args and numbers are copies."""
+    seed = 77 + ord(directory.name[0]) - ord("a")
+    own = [{**r, "args": {**r["args"], "seed": seed}} if "args" in r else r for r in records]
+    return write_lines(directory, own, name)
+
+
+def write_lines(directory: Path, records: list[dict[str, Any]], name: str = "results.jsonl") -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / name).write_text("".join(json.dumps(r) + "\n" for r in records))
     return directory
@@ -335,3 +342,68 @@ def test_a_small_sweep_is_spared_the_cache(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [record(0)])
     nacme.load_sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("accs", [[0.9, None, 0.5], [None, 0.9, 0.5], [0.9, float("nan"), 0.5]])
+def test_the_worst_env_is_undefined_where_an_env_is_whatever_the_order(
+    tmp_path: Path, accs: list[float | None]
+) -> None:
+    more = {f"env{i}_out_acc": acc for i, acc in enumerate([*accs[:2], 0.1])}
+    write_run(tmp_path / "a", [record(0, test_envs=[2], **more)])
+    row = nacme.load_sweep(tmp_path).iloc[0]
+    assert math.isnan(row.val_acc)
+    assert math.isnan(row.val_acc_worst)
+
+
+def copied(sweep: Path, name: str = "a", as_: str = "copy", **changed: Any) -> Path:
+    """Copy a run's records, changing some keys of each."""
+    lines = [{**json.loads(line), **changed} for line in (sweep / name / "results.jsonl").read_text().splitlines()]
+    return write_lines(sweep / as_, lines)
+
+
+def test_a_copied_run_counts_once_and_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [record(step, nac_me=0.01 * step) for step in (0, 50)])
+    write_run(tmp_path / "b", [record(step, loss=step, env0_in_acc=0.01 * step) for step in (0, 50)])
+    alone = nacme.load_sweep(tmp_path)
+    copied(tmp_path)
+    with pytest.warns(NacmeWarning, match="1 run is a copy .*: copy of a"):
+        df = nacme.load_sweep(tmp_path)
+    pd.testing.assert_frame_equal(df, alone)
+    assert "copy of a" in df.attrs["exclusions"][-1]
+
+
+def test_the_same_run_trained_or_scored_elsewhere_is_a_copy_and_the_fuller_one_stays(tmp_path: Path) -> None:
+    lines = [record(step) for step in (0, 50)]
+    for line in lines:
+        line["args"]["output_dir"] = "here"
+    write_lines(tmp_path / "a", lines[:1])  # copied while it was training
+    full = [{**line, "step_time": 2.0, "args": {**line["args"], "output_dir": "there"}} for line in lines]
+    write_lines(tmp_path / "b", full)
+    write_lines(tmp_path / "c", full)
+    write_run(tmp_path / "c", [{"step": 0, "val_loss": 0.5}], name="nac.jsonl")
+    with pytest.warns(NacmeWarning, match="2 runs are copies .*: a of c, b of c"):
+        df = nacme.load_sweep(tmp_path)
+    assert df["run"].tolist() == ["c", "c"]
+
+
+def test_runs_that_differ_in_args_or_numbers_are_no_copies(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [record(0, nac_me=0.1)])
+    other = record(0, nac_me=0.1)
+    other["args"]["steps"] = 101
+    write_lines(tmp_path / "b", [other])
+    copied(tmp_path, as_="c", env1_out_acc=0.21)
+    copied(tmp_path, as_="d", nac_me=0.2)
+    with pytest.warns(NacmeWarning, match="same training .*a, d") as caught:
+        df = nacme.load_sweep(tmp_path)
+    assert sorted(df["run"].unique()) == ["a", "b", "c", "d"]
+    assert len(caught) == 1
+
+
+def test_copies_are_found_in_a_cached_sweep_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "CACHE_FROM", 1)
+    write_run(tmp_path / "a", [record(0), record(50)])
+    copied(tmp_path)
+    for _ in range(2):
+        with pytest.warns(NacmeWarning, match="copy of a"):
+            assert nacme.load_sweep(tmp_path)["run"].unique().tolist() == ["a"]
+    assert (tmp_path / sweep_cache.NAME).exists()
