@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.checkpoints import load_checkpoint
 from domainbed_plugins.runs.keep import read_records
 from nacme.errors import SweepError, nearest
@@ -74,9 +75,9 @@ def export(run: Path, step: int, out: Path) -> Path:
 
 
 def _record(run: Path, step: int) -> dict[str, Any]:
-    path = run / run_files.RESULTS
+    path = run / paths.RESULTS
     if not path.is_file():
-        raise SweepError(f"{run} has no {run_files.RESULTS}; give a run's directory")
+        raise SweepError(f"{run} has no {paths.RESULTS}; give a run's directory")
     records = {record["step"]: record for record in read_records(run)}
     if step not in records:
         raise SweepError(f"{path} has no record of step {step}; {nearest(str(step), map(str, records))}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
 from nacme.criteria.registry import get_criterion
 from nacme.errors import ConfigError
 
@@ -129,7 +129,7 @@ def read_records(run: Path) -> list[dict[str, Any]]:
         {record["step"]: record for record in map(json.loads, path.read_text().splitlines())}
         if path.exists()
         else {}
-        for path in (run / run_files.RESULTS, run / "nac.jsonl")
+        for path in (run / paths.RESULTS, run / "nac.jsonl")
     )
     return [{**added.get(step, {}), **records[step]} for step in sorted(records)]
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.keep import Leftover, check_keep, leftovers, read_records, undefined
 from nacme.errors import ConfigError, SweepError
 
@@ -38,10 +38,10 @@ def prune(sweep: Path, keep: Sequence[str], *, yes: bool = False) -> list[Leftov
         raise ConfigError("--keep is missing; write for example --keep best:nac_me --keep last")
     check_keep(keep)
     folders = [sweep, *sorted(sweep.iterdir())] if sweep.is_dir() else []
-    runs = [run for run in folders if (run / run_files.RESULTS).is_file()]
+    runs = [run for run in folders if (run / paths.RESULTS).is_file()]
     if not runs:
         raise SweepError(f"{sweep} holds no runs; give a sweep's directory, or a run's")
-    finished = [run for run in runs if (run / run_files.DONE).exists()]
+    finished = [run for run in runs if (run / paths.DONE).exists()]
     for run in finished:
         for name in undefined(read_records(run), keep):
             raise SweepError(

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from domainbed_plugins.machine import default_processes
 from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import BusyError, lock_note, locked, shared_lock
 from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers.local import Outcome, Progress, run_debug, run_local
 from domainbed_plugins.sweep.spec_file import load_spec
@@ -24,10 +26,6 @@ from nacme.errors import ConfigError, NacmeError
 if TYPE_CHECKING:
     from nacme.output import Format
 
-#: Holds how the sweep in a directory measures, so that no other way is mixed with it.
-SETTINGS_FILE = "sweep.json"
-#: Held by every process that has runs of the sweep waiting.
-QUEUE_LOCK = ".queue"
 _FORM = "{percentage:3.0f}%|{bar:24}| {elapsed} elapsed, {remaining} left{postfix}"
 
 
@@ -102,11 +100,11 @@ def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
         "eval_splits": spec.eval_splits,
         "keep": sorted(spec.keep),
     }
-    path = output_dir / SETTINGS_FILE
+    path = output_dir / paths.SETTINGS
     text = json.dumps(measured, indent=2, sort_keys=True) + "\n"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / QUEUE_LOCK).open("a").close()
+        (output_dir / paths.QUEUE).open("a").close()
         before = json.loads(path.read_text()) if path.exists() else None
     except OSError as error:
         raise ConfigError(
@@ -130,7 +128,7 @@ def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
 @contextlib.contextmanager
 def _queueing(output_dir: Path) -> Iterator[None]:
     """Say, for as long as this process lives, that runs of the sweep are waiting."""
-    with run_files.shared_lock(output_dir / QUEUE_LOCK):
+    with shared_lock(output_dir / paths.QUEUE):
         yield
 
 
@@ -176,7 +174,7 @@ def _report(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
     bad = [outcome for outcome in outcomes if outcome.state != "done"]
     for outcome in bad:
         print(f"\n{outcome.state}: {outcome.job} ({outcome.job.output_dir}): {outcome.reason}", file=sys.stderr)
-        for line in run_files.last_lines(outcome.job.output_dir / "err.txt"):
+        for line in run_files.last_lines(outcome.job.output_dir / paths.ERR):
             print(f"    {line}", file=sys.stderr)
     if bad:
         job = bad[0].job
@@ -225,7 +223,7 @@ def read_status(
 
     jobs = make_jobs(spec, output_dir, data_dir, domainbed)
     scheduled = scheduled_runs(output_dir)
-    if run_files.lock_note(output_dir / QUEUE_LOCK) is not None:
+    if lock_note(output_dir / paths.QUEUE) is not None:
         scheduled = {**{job.name: "queued" for job in jobs}, **scheduled}
     return sweep_status(jobs, scheduled, domainbed)
 
@@ -263,7 +261,7 @@ def delete_command(spec: str, output_dir: Path, data_dir: str | None, domainbed:
         return
     for status in chosen:
         # whoever started it in the meantime keeps it
-        with contextlib.suppress(run_files.BusyError), run_files.locked(status.job.output_dir):
+        with contextlib.suppress(BusyError), locked(status.job.output_dir):
             shutil.rmtree(status.job.output_dir)
     print(f"deleted {len(chosen)} runs", file=sys.stderr)
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import lock_note
 from domainbed_plugins.sweep.jobs import Job
 
 State = Literal["not launched", "queued", "running", "interrupted", "failed", "done"]
@@ -83,10 +85,10 @@ def _status(job: Job, scheduled: str | None, domainbed: str | None) -> RunStatus
     run = job.output_dir
     testbed = backends.find(job.args["dataset"], domainbed)
     steps = job.args["steps"] or testbed.datasets.get_dataset_class(job.args["dataset"]).N_STEPS
-    if (run / run_files.DONE).exists():
+    if (run / paths.DONE).exists():
         return RunStatus(job, "done", steps, steps)
     step = last_step(run)
-    note = run_files.lock_note(run / run_files.LOCK)
+    note = lock_note(run / paths.LOCK)
     if note is not None or scheduled == "running":
         note = note or {}
         made = note["step"] + 1 if "step" in note else step
@@ -97,24 +99,24 @@ def _status(job: Job, scheduled: str | None, domainbed: str | None) -> RunStatus
     failure = _failure(run)
     if failure:
         return RunStatus(job, "failed", step, steps, detail=failure)
-    begun = (run / "out.txt").exists()
+    begun = (run / paths.OUT).exists()
     return RunStatus(job, "interrupted" if begun else "not launched", step, steps)
 
 
 def last_step(run: Path) -> int | None:
     """Steps made by the run's last whole record; None: it has none."""
     try:
-        lines = (run / run_files.RESULTS).read_bytes().split(b"\n")[:-1]
+        lines = (run / paths.RESULTS).read_bytes().split(b"\n")[:-1]
     except OSError:
         return None
     return int(json.loads(lines[-1])["step"]) + 1 if lines else None
 
 
 def _failure(run: Path) -> str | None:
-    if (run / run_files.FAILED).exists():
-        return " ".join(run_files.last_lines(run / run_files.FAILED, 1)) or "unknown reason"
+    if (run / paths.FAILED).exists():
+        return " ".join(run_files.last_lines(run / paths.FAILED, 1)) or "unknown reason"
     # a run that DomainBed started leaves a traceback and nothing else
-    lines = run_files.last_lines(run / "err.txt", 200)
-    if not (run / run_files.STATE).exists() and any(line.startswith("Traceback ") for line in lines):
+    lines = run_files.last_lines(run / paths.ERR, 200)
+    if not (run / paths.STATE).exists() and any(line.startswith("Traceback ") for line in lines):
         return lines[-1]
     return None

@@ -26,8 +26,9 @@ from domainbed_plugins.data.streams import EvalStream, TrainStream, collate
 from domainbed_plugins.interface import Testbed
 from domainbed_plugins.machine import loader_workers
 from domainbed_plugins.runs import files as run_files
-from domainbed_plugins.runs import snapshot
+from domainbed_plugins.runs import paths, snapshot
 from domainbed_plugins.runs.keep import tidy
+from domainbed_plugins.runs.lock import Lock
 from domainbed_plugins.training.options import TrainOptions, comparable
 from nacme.errors import NacmeError
 from nacme.measurement import accuracy
@@ -135,7 +136,7 @@ class Training:
             for name, split in evaluated.items()
         }
 
-    def run(self, lock: run_files.Lock) -> None:
+    def run(self, lock: Lock) -> None:
         """Train to the last step.
 
         Parameters
@@ -176,8 +177,8 @@ class Training:
         self._save_model("model.pkl", dataset)
         if self.options.keep:
             tidy(self.directory, self.options.keep, finished=True)
-        run_files.write_atomically(self.directory / run_files.DONE, lambda file: file.write(b"done"))
-        (self.directory / run_files.STATE).unlink(missing_ok=True)
+        run_files.write_atomically(self.directory / paths.DONE, lambda file: file.write(b"done"))
+        (self.directory / paths.STATE).unlink(missing_ok=True)
 
     def _interrupted(self, number: int) -> InterruptedRun:
         return InterruptedRun(
@@ -239,7 +240,7 @@ class Training:
 
     def _keep_coverage(self, results: Mapping[str, Any]) -> None:
         """Keep the counts of the checkpoint that ``nac_me`` chooses, for the report's picture of its coverage."""
-        path, nac = self.directory / run_files.COVERAGE, results["nac"]
+        path, nac = self.directory / paths.COVERAGE, results["nac"]
         if results["nac_me"] is None:
             return
         if path.exists():

@@ -6,6 +6,7 @@ Source: ``domainbed/scripts/train.py``.
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,9 +24,12 @@ from domainbed_plugins.data.generators import seed_everything
 from domainbed_plugins.data.splits import make_splits
 from domainbed_plugins.interface import Testbed
 from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.keep import check_keep
+from domainbed_plugins.runs.lock import locked
 from domainbed_plugins.training.loop import Training
 from domainbed_plugins.training.options import TrainOptions, check_same
+from nacme import files
 from nacme.errors import ConfigError, NacmeError
 
 
@@ -54,12 +58,12 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
     args["save_model_every_checkpoint"] = args["save_model_every_checkpoint"] or bool(options.keep)
     hparams = make_hparams(testbed, args)
     output = Path(args["output_dir"])
-    if (output / run_files.DONE).exists():
+    if (output / paths.DONE).exists():
         print(f"{output} is done; nothing to train", file=sys.stderr)
         return
     _open_output(output)
-    with run_files.locked(output) as lock:
-        if (output / run_files.DONE).exists():  # by whoever held the lock
+    with locked(output) as lock:
+        if (output / paths.DONE).exists():  # by whoever held the lock
             return
         try:
             with _teed(testbed, output):
@@ -77,8 +81,8 @@ def _begin(
 ) -> Training:
     """Make a run ready for its first step, or for the one after its saved state."""
     state = _resumable(output, args, options)
-    (output / run_files.FAILED).unlink(missing_ok=True)
-    run_files.sweep_away(output)
+    (output / paths.FAILED).unlink(missing_ok=True)
+    files.clean(output)
     _describe(testbed, args, hparams)
     seed_everything(args["seed"])
     torch.backends.cudnn.deterministic = True
@@ -94,7 +98,8 @@ def _begin(
 def _open_output(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "out.txt").open("a").close()
+        for name in (paths.OUT, paths.ERR):  # through no link
+            os.close(files.open_regular(output / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
     except OSError as error:
         raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}; choose another") from error
 

@@ -6,20 +6,26 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from nacme import files
+from nacme.errors import NacmeWarning
 from nacme.records.run import ADDED, DETECTED, FROM_NAC, HEAD, RESULTS
 from nacme.records.table import Table
 from nacme.version import __version__
 
 NAME = ".nacme_cache.npz"
+#: Raised when reading changes, so that what was read before serves no longer.
+FORM = 2
 
 
 def signature(sweep: Path, runs: Iterable[str], known: Iterable[str]) -> str:
     """Summarise the state of a sweep's files; it changes whenever a record, a run or a saved model does.
+
+    Sizes and times of content can be set back; numbers of inodes and times of change cannot, nor do they survive a
+    copy, so that a cache that came with a sweep from elsewhere never serves.
 
     Parameters
     ----------
@@ -34,16 +40,16 @@ def signature(sweep: Path, runs: Iterable[str], known: Iterable[str]) -> str:
     -------
     str
     """
-    digest = hashlib.sha256(json.dumps([__version__, *HEAD, *FROM_NAC, *sorted(known)]).encode())
+    digest = hashlib.sha256(json.dumps([__version__, FORM, *HEAD, *FROM_NAC, *sorted(known)]).encode())
     for run in runs:
         # Adding or removing a file changes the directory's own time, appending to one does not.
         for path in (run, f"{run}/{RESULTS}", f"{run}/{ADDED}", f"{run}/{DETECTED}"):
             try:
                 state = os.stat(f"{sweep}/{path}")
-            except FileNotFoundError:
-                digest.update(f"{path}\n".encode())
-                continue
-            digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+                said = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
+            except OSError as error:
+                said = f"{error.errno}"
+            digest.update(os.fsencode(path) + f" {said}\n".encode())
     return digest.hexdigest()
 
 
@@ -61,10 +67,25 @@ def load(sweep: Path, expected: str) -> Table | None:
     -------
     Table or None
         None if there is no readable cache of that signature.
+
+    Warns
+    -----
+    NacmeWarning
+        If there is a file that is no cache.
     """
+    path = sweep / NAME
     try:
-        return Table.load(sweep / NAME, expected)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with os.fdopen(files.open_regular(path), "rb") as file:
+            return Table.load(file, expected)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # numpy and zipfile raise nearly anything
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        warnings.warn(
+            f"{path} is no cache of records ({reason or type(error).__name__}); the records were read",
+            NacmeWarning,
+            stacklevel=3,
+        )
         return None
 
 
@@ -80,12 +101,6 @@ def save(sweep: Path, expected: str, table: Table) -> None:
     table : Table
         What was read.
     """
+    files.clean(sweep)
     with contextlib.suppress(OSError):
-        descriptor, temporary = tempfile.mkstemp(prefix=NAME, dir=sweep)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                table.save(file, expected)
-            os.chmod(temporary, 0o644)  # as any other file of the sweep; mkstemp's are private
-            os.replace(temporary, sweep / NAME)
-        except OSError:
-            os.unlink(temporary)
+        files.replace(sweep / NAME, lambda file: table.save(file, expected))

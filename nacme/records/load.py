@@ -43,7 +43,7 @@ PARALLEL_FROM = 3000
 MOST_WORKERS = 8
 
 
-def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFrame:
+def load_sweep(path: str | os.PathLike[str], *, cache: bool = True, strict: bool = False) -> pd.DataFrame:
     """Read every record of a sweep.
 
     Parameters
@@ -54,6 +54,8 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
         Whether a sweep of many runs may keep what was read in a file ``.nacme_cache.npz`` beside them, which
         serves until one of its records or saved models changes. A directory that cannot be written to
         is read anew each time.
+    strict : bool
+        Whether to refuse a sweep with any record that cannot be read.
 
     Returns
     -------
@@ -88,28 +90,33 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
     Raises
     ------
     SweepError
-        If the directory does not exist or holds no records.
+        If the directory does not exist, cannot be read or holds no records; with `strict`, for the first
+        record that cannot be read.
 
     Warns
     -----
     NacmeWarning
-        For each line that is not a whole record (the rest of its file is kept), for runs that recorded a
-        step twice (the last record counts), for runs that are copies of others (left out), for coverage measured
-        with several settings in one sweep.
+        For lines that are not a whole record (the rest of their file is kept; one warning for each file and
+        reason), for runs that recorded a step twice (the last record counts), for runs that are copies of others
+        (left out), for coverage measured with several settings in one sweep, for a cache that is broken.
+
+    Notes
+    -----
+    Every record is either read, or named with its file, line and reason. What is wrong with one run never changes
+    the rows of another.
     """
     from nacme.criteria.registry import recorded_names
     from nacme.records import cache as sweep_cache
 
     sweep = Path(path)
-    if not sweep.is_dir():
+    if not os.path.isdir(sweep):
         raise SweepError(f"{sweep} is not a directory; give a sweep directory or a single run directory")
     known = frozenset(recorded_names()).difference(BASE_COLUMNS)
     table = None
-    if (sweep / RESULTS).is_file():
+    if os.path.isfile(sweep / RESULTS):
         names, cached = ["."], False
     else:
-        with os.scandir(sweep) as entries:
-            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        names = run_names(sweep)
         cached = cache and len(names) >= CACHE_FROM
     if cached:
         state = sweep_cache.signature(sweep, names, known)
@@ -123,6 +130,9 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
             f"{sweep} holds no runs: neither it nor a directory in it has a {RESULTS}; give the directory that "
             "was the sweep's or the run's --output_dir"
         )
+    if strict and (faults := table.facts["skipped"]):
+        more = f", and {len(faults) - 1} further faults" if len(faults) > 1 else ""
+        raise SweepError(f"{faults[0]}{more}; mend or move it, or leave --strict out")
     left_out, kept = _alarms(table.facts, sweep)
     df = _frame(table, sweep) if len(table.lengths) else None
     if df is not None:
@@ -137,6 +147,28 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFr
     df.attrs["path"] = str(sweep)
     df.attrs["exclusions"] = [*_exclusions(table.facts), *left_out]
     return df
+
+
+def run_names(sweep: Path) -> list[str]:
+    """Name the directories in a sweep that may be runs, in order; hidden ones are not.
+
+    Raises
+    ------
+    SweepError
+        If the sweep cannot be read.
+    """
+
+    def is_run(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a loop of links, say: reading it will tell
+            return True
+
+    try:
+        with os.scandir(sweep) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_run(entry))
+    except OSError as error:
+        raise SweepError(f"{sweep} cannot be read: {error.strerror}") from error
 
 
 def unfilled_share(df: pd.DataFrame) -> float:
@@ -232,7 +264,7 @@ def _frame(table: Table, sweep: Path) -> pd.DataFrame:
     df: pd.DataFrame = pd.concat([heads, pd.DataFrame({**table.columns})], axis=1)  # a grid has many columns
     df["step"] = df["step"].astype(np.int64)
     checkpoint = np.full(len(df), None, object)
-    single = (sweep / RESULTS).is_file()
+    single = os.path.isfile(sweep / RESULTS)
     for kind, pattern in ((STEP_MODEL, "model_step{}.pkl"), (LAST_MODEL, "model.pkl")):
         rows = np.flatnonzero(table.columns["model"] == kind)
         checkpoint[rows] = [

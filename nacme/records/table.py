@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -83,7 +84,12 @@ class Table:
     @classmethod
     def load(cls, file: str | os.PathLike[str] | IO[bytes], about: str = "") -> Table | None:
         """Read a table; None if the text about it is another one."""
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no zip file")
         with np.load(file, allow_pickle=False) as arrays:
+            # as `save` writes them; what is compressed may be a thousand times larger than the file
+            if any(member.compress_type != zipfile.ZIP_STORED for member in arrays.zip.infolist()):
+                raise ValueError("it is compressed")
             if str(arrays["about"]) != about:
                 return None
             named: dict[str, dict[str, npt.NDArray[Any]]] = {"head": {}, "column": {}}
@@ -91,7 +97,30 @@ class Table:
                 kind, _, name = key.partition(" ")
                 if name:
                     named[kind][name] = arrays[key]
-            return cls(named["head"], arrays["lengths"], named["column"], json.loads(str(arrays["facts"])))
+            table = cls(named["head"], arrays["lengths"], named["column"], json.loads(str(arrays["facts"])))
+        table.check()
+        return table
+
+    def check(self) -> None:
+        """Raise ValueError unless the parts fit together, as those of a file need not."""
+        blocks, facts = len(self.lengths), self.facts
+        whole = (
+            self.lengths.dtype == np.int64
+            and self.lengths.ndim == 1
+            and bool((self.lengths >= 0).all())
+            and self.heads.keys() == set(HEAD)
+            and all(head.shape == (blocks,) and head.dtype.kind in "biufU" for head in self.heads.values())
+            and all(
+                column.shape == (self.lengths.sum(),) and column.dtype == np.float64
+                for column in self.columns.values()
+            )
+            and (not blocks or {"step", "model", "test_acc", "val_acc"} <= self.columns.keys())
+            and isinstance(facts, dict)
+            and facts.keys() == set(FACTS)
+            and all(isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in facts.values())
+        )
+        if not whole:
+            raise ValueError("its parts do not fit together")
 
 
 def read_runs(sweep: str, names: Iterable[str], known: frozenset[str]) -> Table:

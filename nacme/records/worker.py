@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from nacme import children
 from nacme.records.table import Table, read_runs
 
 
@@ -39,8 +40,9 @@ def read_in_parallel(sweep: str, names: Sequence[str], known: frozenset[str], wo
             task, out = (os.path.join(directory, f"{number}.{suffix}") for suffix in ("json", "npz"))
             with open(task, "w") as file:
                 json.dump({"sweep": sweep, "names": part, "known": sorted(known), "out": out}, file)
-            command = [sys.executable, "-m", __name__, task]
-            worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command = [*children.interpreter(), "-m", __name__, task]
+            quiet = subprocess.DEVNULL
+            worker = subprocess.Popen(command, stdin=quiet, stderr=quiet, env=children.environment())
             started.append((worker, part, out))
         tables = [read_runs(sweep, shares[0], known)]
         for worker, part, out in started:

@@ -23,7 +23,10 @@ from typing import Any, Literal
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.machine import gpus, threads_each
 from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import BusyError, lock_note
 from domainbed_plugins.sweep.jobs import Job
+from nacme import children
 from nacme.errors import DegenerateCoverageWarning, NacmeError
 
 PROGRESS_INTERVAL = 0.2  # seconds between a worker's messages
@@ -101,7 +104,7 @@ def train_job(
     try:
         options = TrainOptions(**train_options, on_step=on_step)
         train(backends.find(job.args["dataset"], domainbed), job.args, options)
-    except run_files.BusyError as error:
+    except BusyError as error:
         return Outcome(job, "busy", str(error))
     except InterruptedRun as error:
         return Outcome(job, "interrupted", str(error))
@@ -116,7 +119,7 @@ def train_job(
 def _note_failure(job: Job, reason: str, detail: str) -> None:
     with contextlib.suppress(OSError):  # where nothing can be written, the launcher still tells
         job.output_dir.mkdir(parents=True, exist_ok=True)
-        with (job.output_dir / "err.txt").open("a") as file:
+        with (job.output_dir / paths.ERR).open("a") as file:
             file.write(detail)
     run_files.mark_failed(job.output_dir, reason.partition("\n")[0])
 
@@ -224,7 +227,8 @@ class _Pool:
         arguments = (theirs, self._train_options, self._domainbed, self._threads, gpu)
         # no daemon: those may not have children, and loaders have workers
         process = self._context.Process(target=_work, args=arguments)
-        process.start()
+        with children.starting():
+            process.start()
         theirs.close()
         return _Worker(process, ours)
 
@@ -238,7 +242,7 @@ class _Pool:
                 job = self.waiting.pop(0)
                 if job.state == "done":  # by another launch of the same sweep
                     self.outcomes.append(Outcome(job, "done"))
-                elif run_files.lock_note(job.output_dir / run_files.LOCK) is not None:
+                elif lock_note(job.output_dir / paths.LOCK) is not None:
                     self.waiting.append(job)
                 else:
                     self._hand_over(index, job)

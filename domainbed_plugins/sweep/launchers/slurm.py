@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import locked
 from domainbed_plugins.sweep.jobs import Job, Resources
 from domainbed_plugins.sweep.launchers.local import Outcome, Progress, train_job
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
+from nacme import children
 from nacme.errors import ConfigError, NacmeError
 
-#: Which Slurm job trains which run, in the sweep's directory.
-JOBS_FILE = "slurm.json"
-LOGS = ".slurm"
 #: Seconds between two looks at the queue.
 POLL = 5.0
 #: Slurm's default limit of an array is 1,001.
@@ -118,7 +119,7 @@ def run_slurm(
         If there is no Slurm or submitit here, or Slurm refuses the jobs.
     """
     missing = [job for job in jobs if job.state != "done"]
-    with run_files.locked(sweep_dir):  # two launches do not submit the same run
+    with locked(sweep_dir):  # two launches do not submit the same run
         scheduled = scheduled_runs(sweep_dir)
         new = [job for job in missing if job.name not in scheduled]
         _submit(new, SlurmTask(train_options, domainbed), sweep_dir, resources, parallel)
@@ -147,7 +148,8 @@ def _submit(jobs: Sequence[Job], task: SlurmTask, sweep_dir: Path, resources: Re
         "mem": resources.mem,
         "gpus_per_node": resources.gpus or None,
     }
-    executor = submitit.SlurmExecutor(folder=sweep_dir / LOGS, max_num_timeout=10_000)
+    python = shlex.join(children.interpreter())
+    executor = submitit.SlurmExecutor(folder=sweep_dir / paths.LOGS, max_num_timeout=10_000, python=python)
     executor.update_parameters(
         **{key: value for key, value in asked.items() if value is not None},
         cpus_per_task=resources.cpus,
@@ -159,7 +161,7 @@ def _submit(jobs: Sequence[Job], task: SlurmTask, sweep_dir: Path, resources: Re
     for first in range(0, len(jobs), ARRAY_SIZE):
         part = jobs[first : first + ARRAY_SIZE]
         for job in part:
-            (job.output_dir / run_files.FAILED).unlink(missing_ok=True)
+            (job.output_dir / paths.FAILED).unlink(missing_ok=True)
         try:
             submitted = executor.map_array(task, part)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
@@ -171,11 +173,11 @@ def _submit(jobs: Sequence[Job], task: SlurmTask, sweep_dir: Path, resources: Re
 
 def _write_numbers(sweep_dir: Path, numbers: Mapping[str, str]) -> None:
     content = json.dumps(numbers, indent=1).encode()
-    run_files.write_atomically(sweep_dir / JOBS_FILE, lambda file: file.write(content))
+    run_files.write_atomically(sweep_dir / paths.JOBS, lambda file: file.write(content))
 
 
 def _numbers(sweep_dir: Path) -> dict[str, str]:
-    path = sweep_dir / JOBS_FILE
+    path = sweep_dir / paths.JOBS
     numbers: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     return numbers
 
@@ -206,7 +208,7 @@ def scheduled_runs(sweep_dir: Path) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         raise NacmeError(
-            f"Slurm does not answer ({said}); {sweep_dir / JOBS_FILE} lists jobs of this sweep"
+            f"Slurm does not answer ({said}); {sweep_dir / paths.JOBS} lists jobs of this sweep"
         ) from error
     states = {}
     for line in answer.stdout.splitlines():

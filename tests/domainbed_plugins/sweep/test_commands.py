@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import BusyError, lock_note, locked
 from domainbed_plugins.sweep import commands as sweep_commands
 from domainbed_plugins.sweep.commands import StoppedSweep, delete_command, read_status, run_sweep
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
@@ -122,7 +123,7 @@ def test_a_worker_that_dies_fails_its_run_alone(tmp_path):
     killed = []
 
     def kill_first(progress):
-        note = run_files.lock_note(jobs[0].output_dir / run_files.LOCK)
+        note = lock_note(jobs[0].output_dir / paths.LOCK)
         if not killed and note and "pid" in note:
             killed.append(note["pid"])
             os.kill(note["pid"], signal.SIGKILL)
@@ -164,7 +165,7 @@ def test_status_tells_running_queued_and_interrupted_runs_apart(tmp_path):
     assert first.rate > 0
     assert 0 < first.step < first.steps == 100_000
     assert str(os.getpid()) not in first.detail
-    with pytest.raises(run_files.BusyError):
+    with pytest.raises(BusyError):
         run_files_locked(first.job.output_dir)
     delete_command(spec, sweep, None, None, True)  # neither is deleted
     process.send_signal(signal.SIGTERM)
@@ -172,7 +173,7 @@ def test_status_tells_running_queued_and_interrupted_runs_apart(tmp_path):
     assert process.returncode == StoppedSweep.exit_code
     assert "run the same command again: it continues" in told
     assert states(loaded, sweep) == ["interrupted", "not launched"]
-    assert (first.job.output_dir / run_files.STATE).exists()
+    assert (first.job.output_dir / paths.STATE).exists()
     with pytest.raises(ConfigError, match="add --yes"):
         delete_command(spec, sweep, None, None, False)
     delete_command(spec, sweep, None, None, True)
@@ -180,7 +181,7 @@ def test_status_tells_running_queued_and_interrupted_runs_apart(tmp_path):
 
 
 def run_files_locked(run):
-    with run_files.locked(run):
+    with locked(run):
         pass
 
 

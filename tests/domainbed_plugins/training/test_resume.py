@@ -7,7 +7,8 @@ import signal
 import pytest
 import torch
 
-from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import BusyError, lock_note, locked
 from domainbed_plugins.testbed.algorithms import ALGORITHMS
 from domainbed_plugins.training.loop import InterruptedRun
 from nacme.errors import ConfigError, NacmeError
@@ -41,7 +42,7 @@ def assert_resumes(train_run, crash, read_records, tmp_path, flags, **options):
     assert read_records(tmp_path / "parts") == read_records(tmp_path / "whole")
     assert len(read_records(tmp_path / "parts")) == 4
     assert same_model(tmp_path / "parts", tmp_path / "whole")
-    assert not {run_files.STATE, run_files.LOCK} & set(os.listdir(tmp_path / "parts"))
+    assert not {paths.STATE, paths.LOCK} & set(os.listdir(tmp_path / "parts"))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -155,7 +156,7 @@ def test_a_done_run_is_left_alone(train_run, tmp_path, capsys):
 def test_records_without_a_state_are_refused(train_run, crash, tmp_path):
     with pytest.raises(crash.error):
         train_run(tmp_path / "run", *SHORT, after={4: crash})
-    (tmp_path / "run" / run_files.STATE).unlink()
+    (tmp_path / "run" / paths.STATE).unlink()
     before = (tmp_path / "run" / "results.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="no state to go on from"):
         train_run(tmp_path / "run", *SHORT)
@@ -180,32 +181,32 @@ def test_a_state_that_is_none_is_one_line(content, train_run, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     if content is None:
-        torch.save(Evil(), run / run_files.STATE)
+        torch.save(Evil(), run / paths.STATE)
     else:
-        (run / run_files.STATE).write_bytes(content)
+        (run / paths.STATE).write_bytes(content)
     with pytest.raises(NacmeError, match=r"state\.pt is no state of a run"):
         train_run(run, *SHORT)
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(train_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_files, "PATIENCE", 0.1)
+    monkeypatch.setattr("domainbed_plugins.runs.lock.PATIENCE", 0.1)
     run = tmp_path / "run"
     run.mkdir()
     read, write = os.pipe()
     child = os.fork()
     if not child:  # another process holds the lock until it is killed
-        with run_files.locked(run) as lock:
+        with locked(run) as lock:
             lock.note(3, 9, 2.5)
             os.write(write, b"x")
             signal.pause()
     os.read(read, 1)
-    note = run_files.lock_note(run / run_files.LOCK)
+    note = lock_note(run / paths.LOCK)
     assert (note["pid"], note["step"], note["steps"], note["rate"]) == (child, 3, 9, 2.5)
-    with pytest.raises(run_files.BusyError, match=f"is being trained by process {child} on "):
+    with pytest.raises(BusyError, match=f"is being trained by process {child} on "):
         train_run(run, *SHORT)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert run_files.lock_note(run / run_files.LOCK) is None
+    assert lock_note(run / paths.LOCK) is None
     train_run(run, *SHORT)
     assert (run / "done").exists()

@@ -311,14 +311,15 @@ def test_a_broken_cache_or_one_that_cannot_be_written_is_no_failure(
     cache = tmp_path / ".nacme_cache.npz"
     for broken in (b"", b"PK\x03\x04 not a zip file", b"text"):
         cache.write_bytes(broken)
-        assert len(nacme.load_sweep(tmp_path)) == 1
+        with pytest.warns(NacmeWarning, match=r"\.nacme_cache\.npz is no cache of records"):
+            assert len(nacme.load_sweep(tmp_path)) == 1
         assert len(cache.read_bytes()) > 100
     cache.unlink()
 
     def read_only(*_: object, **__: object) -> None:
         raise PermissionError(30, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.mkstemp", read_only)
+    monkeypatch.setattr("nacme.files.replace", read_only)
     assert len(nacme.load_sweep(tmp_path)) == 1
     assert not list(tmp_path.glob(".nacme_cache*"))
 
@@ -334,7 +335,7 @@ def test_a_worker_that_cannot_start_is_no_failure(tmp_path: Path, monkeypatch: p
 def test_a_run_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [record(0)])
     (tmp_path / "b" / "results.jsonl").mkdir(parents=True)
-    with pytest.warns(NacmeWarning, match="b cannot be read"):
+    with pytest.warns(NacmeWarning, match="b/results.jsonl cannot be read"):
         assert nacme.load_sweep(tmp_path)["run"].tolist() == ["a"]
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import lock_note
 from domainbed_plugins.sweep.jobs import make_jobs
 from domainbed_plugins.sweep.spec_file import load_spec
 from nacme.errors import NacmeError
@@ -27,7 +29,7 @@ def start(spec, sweep):
 
 def training(jobs):
     """The processes that are making steps."""
-    notes = [run_files.lock_note(job.output_dir / run_files.LOCK) for job in jobs]
+    notes = [lock_note(job.output_dir / paths.LOCK) for job in jobs]
     return [note["pid"] for note in notes if note and note.get("step")]
 
 
@@ -81,7 +83,7 @@ def test_thirty_kills_change_no_record(tmp_path, read_records):
             )
             assert all(torch.equal(a[key], b[key]) for key in a)
         left = {path.name for path in job.output_dir.iterdir()}
-        assert not {name for name in left if name.endswith(".tmp")} | ({run_files.STATE, run_files.FAILED} & left)
+        assert not {name for name in left if name.endswith(".tmp")} | ({paths.STATE, paths.FAILED} & left)
     assert resumed > 5
 
 

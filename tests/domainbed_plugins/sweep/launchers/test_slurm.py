@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.lock import lock_note
 from domainbed_plugins.sweep.commands import read_status, run_sweep
 from domainbed_plugins.sweep.jobs import Resources, SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers import slurm
@@ -93,7 +94,7 @@ def test_cancelled_killed_and_preempted_jobs_are_finished(real_slurm, tmp_path, 
     numbers = slurm._numbers(sweep)
 
     def training(job):
-        note = run_files.lock_note(job.output_dir / run_files.LOCK)
+        note = lock_note(job.output_dir / paths.LOCK)
         return note and note.get("step", 0) > 20 and note
 
     wait_until(lambda: training(cancelled))
@@ -104,7 +105,7 @@ def test_cancelled_killed_and_preempted_jobs_are_finished(real_slurm, tmp_path, 
     wait_until(lambda: "Resumed before step" in (preempted.output_dir / "out.txt").read_text())
     wait_until(lambda: not slurm.scheduled_runs(sweep))
     assert states(long, sweep) == ["interrupted", "interrupted", "done"]
-    assert (cancelled.output_dir / run_files.STATE).exists()
+    assert (cancelled.output_dir / paths.STATE).exists()
 
     run_sweep(long, sweep, launcher="slurm", processes=3)
     assert states(long, sweep) == ["done"] * 3
