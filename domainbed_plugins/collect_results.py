@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser().parse_args(argv)
 
     from domainbed_plugins.backends import find as backends
+    from domainbed_plugins.backends import image_folders
     from domainbed_plugins.selection_methods import recorded_in, selection_method
 
     testbed = backends.domainbed(flags.domainbed)
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = backends.module("scripts.collect_results")
     loaded = load_records(flags.input_dir)
     names = {record["args"]["dataset"] for record in loaded}
+    for name in names:
+        image_folders.add(testbed, name)
     if unknown := names - set(testbed.datasets.DATASETS):
         left_out = f"{', '.join(sorted(unknown))}: no data set of DomainBed's"
         if unknown == names:

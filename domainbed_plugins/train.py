@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from domainbed_plugins.backends.arguments import STOCK_FLAGS
+from domainbed_plugins.backends.arguments import NETWORK_FLAGS, STOCK_FLAGS, with_network
 from nacme.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     for name, options in STOCK_FLAGS.items():
         stock.add_argument(f"--{name}", **options)
     add_coverage_flags(result)
+    network = result.add_argument_group("network; each is a hyper-parameter, which --hparams sets as well")
+    for name, options in NETWORK_FLAGS.items():
+        network.add_argument(f"--{name}", **options)
     running = result.add_argument_group("running")
     running.add_argument(
         "--eval_splits",
@@ -138,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     flags = parser().parse_args(argv)
     args = {name: getattr(flags, name) for name in STOCK_FLAGS}
+    args["hparams"] = with_network(flags.hparams, vars(flags))
 
     from domainbed_plugins.backends import find as backends
     from domainbed_plugins.training.options import TrainOptions

@@ -41,6 +41,27 @@ STOCK_FLAGS: dict[str, dict[str, Any]] = {
     "save_model_every_checkpoint": {"action": "store_true"},
 }
 
+#: Flags that stand for hyper-parameters of these names.
+NETWORK_FLAGS: dict[str, dict[str, Any]] = {
+    "featurizer": {
+        "metavar": "NAME",
+        "help": "resnet10 (random weights), efficientnet_lite0 (pretrained), or timm:NAME, with weights from a file",
+    },
+    "featurizer_weights": {
+        "metavar": "FILE",
+        "help": "weights of timm:NAME: .safetensors, or .pth of a state dict",
+    },
+    "head_init": {
+        "choices": ["stock", "shared", "linear_probe"],
+        "help": "where the classifier starts: DomainBed's draw (default), one draw for all runs of a trial, or "
+        "that fitted to the features of the training environments",
+    },
+    "channels_last": {
+        "action": "store_true",
+        "help": "lay images out so that convolutions are faster on most machines; changes last digits",
+    },
+}
+
 
 def parse_hparams(text: str | None) -> dict[str, Any]:
     """Read ``--hparams``.
@@ -70,6 +91,33 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     if not isinstance(hparams, dict):
         raise ConfigError(f"--hparams must be a JSON object, not {text!r}; write for example '{{\"lr\": 0.001}}'")
     return hparams
+
+
+def with_network(hparams: str | None, chosen: Mapping[str, Any]) -> str | None:
+    """Write the network that flags or a specification choose among the hyper-parameters.
+
+    Parameters
+    ----------
+    hparams : str or None
+        ``--hparams``.
+    chosen : mapping
+        By flag name; None, False and DomainBed's own ``"stock"`` are left out.
+
+    Returns
+    -------
+    str or None
+        `hparams` as it is, where that changes nothing.
+
+    Raises
+    ------
+    ConfigError
+        See `parse_hparams`.
+    """
+    before = parse_hparams(hparams)
+    after = {**before, **{name: chosen[name] for name in NETWORK_FLAGS if chosen.get(name)}}
+    if after.get("head_init") == "stock":
+        del after["head_init"]
+    return hparams if after == before else json.dumps(after)
 
 
 def check_names(testbed: Testbed, args: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Finding the testbed: the embedded one, or a DomainBed clone.
 
-Both offer the same modules. GReg is added to both, PACS64 to DomainBed.
+Both offer the same modules. GReg is added to both, image folders of other sizes to DomainBed.
 """
 
 from __future__ import annotations
@@ -89,10 +89,14 @@ def find(dataset: str, root: str | Path | None = None) -> Testbed:
     if dataset in inside.datasets.DATASETS:
         return inside
     try:
-        return domainbed(root)
+        testbed = domainbed(root)
     except ConfigError as error:
         names = inside.datasets.DATASETS
         raise ConfigError(f"{error} (--dataset {dataset!r} is not embedded; {nearest(dataset, names)})") from None
+    from domainbed_plugins.backends import image_folders
+
+    image_folders.add(testbed, dataset)
+    return testbed
 
 
 def module(name: str) -> ModuleType:
@@ -136,7 +140,7 @@ def _load(name: str, package: str, version: str) -> Testbed:
                     f"{package}.{module} has no {function!r}; update the clone to a commit that has it"
                 )
     from domainbed_plugins.algorithms import greg
-    from domainbed_plugins.backends import pacs64
+    from domainbed_plugins.backends import image_folders
 
     testbed = Testbed(
         name,
@@ -148,7 +152,7 @@ def _load(name: str, package: str, version: str) -> Testbed:
         modules["lib.fast_data_loader"],
     )
     greg.register(testbed)
-    pacs64.register(testbed)
+    image_folders.register(testbed)
     return testbed
 
 

@@ -190,14 +190,26 @@ def _read(dataset: Any, rounds: _Rounds, num_workers: int) -> Iterator[Any]:
     return (collate(dataset, indices) for indices in rounds)
 
 
+def underlying(split: Any) -> tuple[Any, Any]:
+    """Look behind a split.
+
+    Parameters
+    ----------
+    split : torch.utils.data.Subset, or DomainBed's split
+
+    Returns
+    -------
+    tuple
+        The data set behind it and the indices that it takes of that; None and None for anything else.
+    """
+    if isinstance(split, Subset):
+        return split.dataset, split.indices
+    return getattr(split, "underlying_dataset", None), getattr(split, "keys", None)
+
+
 def _in_memory(dataset: Any) -> tuple[TensorDataset, Any] | None:
     """The tensors behind a data set and the keys that it takes of them, or None."""
-    whole: Any
-    keys: Any
     if isinstance(dataset, TensorDataset):
         return dataset, None
-    if isinstance(dataset, Subset):
-        whole, keys = dataset.dataset, dataset.indices
-    else:  # DomainBed's split
-        whole, keys = getattr(dataset, "underlying_dataset", None), getattr(dataset, "keys", None)
+    whole, keys = underlying(dataset)
     return (whole, keys) if isinstance(whole, TensorDataset) and keys is not None else None

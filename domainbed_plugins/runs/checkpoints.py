@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed_plugins.backends import networks
 from domainbed_plugins.interface import Testbed
 from nacme import files
 from nacme.errors import NacmeError
@@ -183,7 +184,7 @@ def load_weights(algorithm: nn.Module, state: Mapping[str, Any], path: str | Pat
 
 @contextlib.contextmanager
 def without_pretrained_weights() -> Iterator[None]:
-    """Let ResNets and vision transformers start from random weights, so that building them downloads none."""
+    """Let pretrained networks start from random weights, so that building them downloads and reads none."""
     import torchvision.models
 
     patched: list[tuple[Any, str, Any]] = []
@@ -204,7 +205,8 @@ def without_pretrained_weights() -> Iterator[None]:
         patch(torch.hub, "load", pretrained=False)
         if "timm" in sys.modules:
             patch(sys.modules["timm"], "create_model", pretrained=False)
-        yield
+        with networks.without_weights():
+            yield
     finally:
         for module, name, original in patched:
             setattr(module, name, original)

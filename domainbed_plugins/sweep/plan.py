@@ -2,12 +2,14 @@
 
 The estimate counts arithmetic: a training step costs three times a forward pass (one forward, two backward), an
 evaluation one forward pass over every split. Networks: torchvision's tables for ResNet-18 and ResNet-50; DINOv2's
-ViT-B/14 and the two small ones by hand; the ResNet-10 of PACS64 by a forward hook on its convolutions, of which
-``2 * in_channels * kernel area * outputs`` were summed; all at the size that DomainBed feeds them.
+ViT-B/14 and the two small ones by hand; the ResNet-10 by a forward hook on its convolutions, of which
+``2 * in_channels * kernel area * outputs`` were summed; all at the size that DomainBed feeds them. Pretrained ones
+of timm are counted when they are asked for.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_plugins.backends import find as backends
-from domainbed_plugins.backends import pacs64
+from domainbed_plugins.backends import image_folders, networks
 from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
 
 if TYPE_CHECKING:
@@ -57,11 +59,11 @@ IMAGES = {
     "ColoredMNIST": 70_000,
     "VLCS": 10_729,
     "PACS": 9_991,
-    "PACS64": 9_991,
     "OfficeHome": 15_588,
     "TerraIncognita": 24_788,
     "DomainNet": 586_575,
     "SVIRO": 56_000,
+    "EMOJI": 5_361,
 }
 
 
@@ -110,13 +112,13 @@ def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) ->
     testbed = backends.find(args["dataset"], domainbed)
     dataset = testbed.datasets.get_dataset_class(args["dataset"])
     hparams = make_hparams(testbed, args)
-    name = _network(args["dataset"], hparams, testbed.name)
-    network = NETWORKS[name]
+    base, size = image_folders.parse(args["dataset"]) or (args["dataset"], 224)
+    name, network = _network(base, size, hparams, testbed.name)
     steps = args["steps"] or dataset.N_STEPS
     checkpoints = len({*range(0, steps, args["checkpoint_freq"] or dataset.CHECKPOINT_FREQ), steps - 1})
     n_envs = testbed.datasets.num_environments(args["dataset"])
     train_envs = n_envs - len(args["test_envs"])
-    images = IMAGES.get(args["dataset"], 0)
+    images = IMAGES.get(base, 0)
     if spec.eval_splits == "fast" and spec.split == "out":
         images *= 1 - (1 - args["holdout_fraction"]) * train_envs / n_envs
     trained = 3 * steps * hparams["batch_size"] * train_envs
@@ -134,13 +136,25 @@ def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) ->
     }
 
 
-def _network(dataset: str, hparams: Mapping[str, Any], testbed: str) -> str:
+def _network(dataset: str, size: int, hparams: Mapping[str, Any], testbed: str) -> tuple[str, Network]:
+    name = hparams.get("featurizer") or (networks.SCRATCH if size == image_folders.UNNAMED else None)
+    if name == networks.SCRATCH:
+        known = NETWORKS["ResNet-10 at 64 px"]
+        return f"ResNet-10 at {size} px", Network(known.gflop * (size / 64) ** 2, known.megabytes)
+    if name is not None:
+        networks.check(hparams, testbed)
+        return f"{name} at {size} px", _counted(name, size)
+    stock = "ResNet-18" if hparams.get("resnet18") else "ResNet-50"
     if testbed == "embedded":
-        return "digits"
-    if dataset in ("RotatedMNIST", "ColoredMNIST"):
-        return "MNIST CNN"
-    if dataset == pacs64.NAME:
-        return "ResNet-10 at 64 px"
-    if hparams.get("vit"):
-        return "ViT-B/14"
-    return "ResNet-18" if hparams.get("resnet18") else "ResNet-50"
+        stock = "digits"
+    elif dataset in ("RotatedMNIST", "ColoredMNIST"):
+        stock = "MNIST CNN"
+    elif hparams.get("vit"):
+        stock = "ViT-B/14"
+    return stock, NETWORKS[stock]
+
+
+@functools.cache
+def _counted(featurizer: str, size: int) -> Network:
+    flop, parameters = networks.count(featurizer, (3, size, size))
+    return Network(flop / 1e9, 4 * parameters / 1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from domainbed_plugins.backends.arguments import NETWORK_FLAGS, parse_hparams, with_network
 from domainbed_plugins.sweep.jobs import Resources, SweepSpec
 from domainbed_plugins.train import alpha_value, fill_value, make_grid, worker_count
 from nacme.errors import ConfigError, nearest
@@ -90,6 +92,9 @@ def parse_spec(content: Any, name: str = "the specification") -> SweepSpec:
     for key in ("datasets", "algorithms"):
         if not values.get(key):
             raise ConfigError(f"{name}: {key} is missing; write for example {key}: [{_EXAMPLES[key]}]")
+    # hyper-parameters with keys of their own
+    network = {key: values.pop(key, None) for key in NETWORK_FLAGS}
+    values["hparams"] = parse_hparams(with_network(json.dumps(values.get("hparams", {})), network))
     nac = values.pop("nac", {})
     grid = nac.pop("grid", {})
     try:
@@ -274,6 +279,10 @@ _TOP: dict[str, Reader] = {
     "steps": _whole(1),
     "checkpoint_freq": _whole(1),
     "hparams": _mapping,
+    "featurizer": _text,
+    "featurizer_weights": _text,
+    "head_init": _choice("stock", "shared", "linear_probe"),
+    "channels_last": _flag,
     "nac": dict,
     "criteria": _names,
     "target_unlabeled": _flag,

@@ -29,6 +29,7 @@ from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths, snapshot
 from domainbed_plugins.runs.keep import tidy
 from domainbed_plugins.runs.lock import Lock
+from domainbed_plugins.training import head
 from domainbed_plugins.training.options import TrainOptions, comparable
 from nacme.errors import NacmeError
 from nacme.measurement import accuracy
@@ -93,6 +94,8 @@ class Training:
         make = testbed.algorithms.get_algorithm_class(args["algorithm"])
         self.algorithm = make(dataset.input_shape, dataset.num_classes, self.num_domains, hparams)
         self.algorithm.to(self.device)
+        if not state:
+            head.initialize(self.algorithm, args, hparams, splits, testbed)
         envs = [index for index, _, _ in splits.train]
         self.recorder = Recorder(
             self.algorithm,

@@ -19,6 +19,7 @@ import torch
 import torchvision
 
 import nacme
+from domainbed_plugins.backends import networks
 from domainbed_plugins.backends.arguments import check_names, make_hparams
 from domainbed_plugins.data.generators import seed_everything
 from domainbed_plugins.data.splits import make_splits
@@ -27,6 +28,7 @@ from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.keep import check_keep
 from domainbed_plugins.runs.lock import locked
+from domainbed_plugins.training import head
 from domainbed_plugins.training.loop import Training
 from domainbed_plugins.training.options import TrainOptions, check_same
 from nacme import files
@@ -57,6 +59,8 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
     check_keep(options.keep, skip_model_save=args["skip_model_save"])
     args["save_model_every_checkpoint"] = args["save_model_every_checkpoint"] or bool(options.keep)
     hparams = make_hparams(testbed, args)
+    networks.check(hparams, testbed.name)
+    head.check(hparams)
     output = Path(args["output_dir"])
     if (output / paths.DONE).exists():
         print(f"{output} is done; nothing to train", file=sys.stderr)

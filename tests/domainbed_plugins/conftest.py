@@ -5,7 +5,9 @@ import math
 import runpy
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.backends.arguments import STOCK_FLAGS
@@ -69,6 +71,20 @@ def stock_train(in_process, monkeypatch, capsys):
         capsys.readouterr()
 
     return train
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Images of two colours, in the folders of PACS; none is square."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for domain in ("art_painting", "cartoon", "photo", "sketch"):
+        for name, colour in (("dog", (200, 60, 60)), ("elephant", (60, 60, 200))):
+            (root / "PACS" / domain / name).mkdir(parents=True)
+            for i in range(20):
+                pixels = generator.normal(colour, 20, (72, 80, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / "PACS" / domain / name / f"{i}.png")
+    return root
 
 
 class Crash(BaseException):

@@ -1,4 +1,4 @@
-"""PACS at 64 pixels: DomainBed's PACS but for the size, the network and the ranges of hyper-parameters."""
+"""Image folders at other sizes: DomainBed's but for the size, the network and the ranges of hyper-parameters."""
 
 import re
 from dataclasses import replace
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import timm.models.resnet
 import torch
-from PIL import Image
 
 from domainbed_plugins import score
-from domainbed_plugins.backends import pacs64
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.backends import image_folders
 from domainbed_plugins.data.splits import make_dataset, make_splits
 from domainbed_plugins.sweep.plan import NETWORKS
 from nacme.errors import ConfigError
@@ -24,21 +24,7 @@ FAILING = {"TRM", "RDM", "Fishr"}
 LAYER = "featurizer.network.layer3"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Images of two colours, in the folders of PACS; none is of 64 pixels."""
-    root = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for domain in ("art_painting", "cartoon", "photo", "sketch"):
-        for name, colour in (("dog", (200, 60, 60)), ("elephant", (60, 60, 200))):
-            (root / "PACS" / domain / name).mkdir(parents=True)
-            for i in range(20):
-                pixels = generator.normal(colour, 20, (72, 80, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / "PACS" / domain / name / f"{i}.png")
-    return root
-
-
-def make(testbed, root, name=pacs64.NAME, augment=True):
+def make(testbed, root, name="PACS64", augment=True):
     args = {"dataset": name, "data_dir": str(root), "test_envs": [2]}
     return make_dataset(testbed, args, {"data_augmentation": augment})
 
@@ -52,7 +38,7 @@ def images_of(split):
 
 
 def defaults(testbed, algorithm="ERM", **changes):
-    return {**testbed.hparams_registry.default_hparams(algorithm, pacs64.NAME), **changes}
+    return {**testbed.hparams_registry.default_hparams(algorithm, "PACS64"), **changes}
 
 
 def build(testbed, algorithm="ERM", **changes):
@@ -65,7 +51,8 @@ def test_domainbed_knows_the_data_set_once(domainbed):
     from domainbed import networks
 
     featurizer = networks.Featurizer
-    pacs64.register(domainbed)
+    image_folders.register(domainbed)
+    image_folders.add(domainbed, "PACS64")
     assert networks.Featurizer is featurizer
     assert domainbed.datasets.DATASETS.count("PACS64") == 1
     made = domainbed.datasets.get_dataset_class("PACS64")
@@ -74,15 +61,51 @@ def test_domainbed_knows_the_data_set_once(domainbed):
     assert made.N_WORKERS == domainbed.datasets.PACS.N_WORKERS
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "size"),
+    [("PACS50", "PACS", 50), ("OfficeHome96", "OfficeHome", 96), ("EMOJI128", "EMOJI", 128)],
+)
+def test_any_size_is_made_when_it_is_asked_for(name, base, size, domainbed):
+    datasets = backends.find(name).datasets
+    assert datasets.DATASETS.count(name) == 1
+    assert issubclass(datasets.get_dataset_class(name), getattr(datasets, base))
+    assert datasets.num_environments(name) == datasets.num_environments(base) == 4
+    assert image_folders.parse(name) == (base, size)
+
+
+@pytest.mark.parametrize("name", ["PACS", "PACS064x", "RotatedMNIST64", "pacs64", "64"])
+def test_other_names_are_left_to_domainbed(name, domainbed):
+    assert image_folders.parse(name) is None
+    before = list(domainbed.datasets.DATASETS)
+    image_folders.add(domainbed, name)
+    assert before == domainbed.datasets.DATASETS
+
+
+@pytest.mark.parametrize("name", ["PACS31", "EMOJI225"])
+def test_a_size_out_of_range(name, domainbed):
+    with pytest.raises(ConfigError, match=rf"--dataset {name}: images can have 32 to 224 pixels"):
+        backends.find(name)
+
+
+@pytest.mark.data
+def test_emoji(domainbed, nacme_data):
+    made = make(domainbed, nacme_data / "EMOJI", "EMOJI96")
+    assert (made.input_shape, made.num_classes, len(made)) == ((3, 96, 96), 13, 4)
+    assert [len(env) for env in made] == [1332, 1343, 1343, 1343]
+    assert [env.root.rpartition("/")[2] for env in made] == list(made.ENVIRONMENTS)
+    assert make(domainbed, nacme_data / "EMOJI", "EMOJI").input_shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("size", [64, 96])
 @pytest.mark.parametrize("augment", [True, False])
-def test_images_are_stocks_but_for_their_size(domainbed, folder, augment):
-    ours, stock = (make(domainbed, folder, name, augment) for name in ("PACS64", "PACS"))
-    assert (ours.input_shape, stock.input_shape) == ((3, 64, 64), (3, 224, 224))
+def test_images_are_stocks_but_for_their_size(domainbed, image_folder, augment, size):
+    ours, stock = (make(domainbed, image_folder, name, augment) for name in (f"PACS{size}", "PACS"))
+    assert (ours.input_shape, stock.input_shape) == ((3, size, size), (3, 224, 224))
     assert ours.num_classes == stock.num_classes == 2
     for mine, theirs in zip(ours, stock, strict=True):
         assert mine.samples == theirs.samples
-        assert repr(mine.transform) == re.sub(r"(?<!\.)224", "64", repr(theirs.transform))  # not 0.224
-        assert mine[0][0].shape == (3, 64, 64)
+        assert repr(mine.transform) == re.sub(r"(?<!\.)224", str(size), repr(theirs.transform))  # not 0.224
+        assert mine[0][0].shape == (3, size, size)
     assert ["Random" in repr(env.transform) for env in ours] == [augment, augment, False, augment]
 
 
@@ -108,6 +131,21 @@ def test_hyper_parameters_are_those_of_small_images(domainbed):
         assert drawn == [registry.random_hparams(algorithm, "RotatedMNIST", seed) for seed in range(20)]
         assert {hparams["resnet_dropout"] for hparams in drawn} == {0.0, 0.1, 0.5}
         assert max(hparams["lr"] for hparams in drawn) > 10**-3.5  # beyond the range of DomainBed's large images
+        assert registry.random_hparams(algorithm, "PACS48", 3) == {**drawn[3], "featurizer": "resnet10"}
+
+
+def test_hyper_parameters_of_pretrained_networks_are_stocks_but_for_the_small_machine(domainbed):
+    registry = domainbed.hparams_registry
+    own = {"batch_size": 8, "freeze_bn": True, "featurizer": "efficientnet_lite0"}
+    for algorithm in ("ERM", "Mixup", "DANN", "GReg"):
+        stock = registry.default_hparams(algorithm, "PACS")
+        assert registry.default_hparams(algorithm, "PACS96") == {**stock, **own}
+        for seed in range(20):
+            ours, stock = (registry.random_hparams(algorithm, name, seed) for name in ("PACS96", "PACS"))
+            # the same draw from a narrower range
+            where = (np.log10(stock["lr"]) + 5) / 1.5
+            assert ours["lr"] == pytest.approx(10 ** (-4.5 + where))
+            assert ours == {**stock, **own, "lr": ours["lr"]}
 
 
 def test_the_network_is_as_large_as_plans_say(domainbed):
@@ -175,8 +213,8 @@ def test_every_algorithm_takes_a_step(domainbed, capsys):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("domainbed")
-def test_trains_records_resumes_and_is_scored(folder, tmp_path, train_run, crash, records, read_records):
-    flags = ["--dataset", "PACS64", "--data_dir", str(folder), "--test_envs", "2", "--steps", "31"]
+def test_trains_records_resumes_and_is_scored(image_folder, tmp_path, train_run, crash, records, read_records):
+    flags = ["--dataset", "PACS64", "--data_dir", str(image_folder), "--test_envs", "2", "--steps", "31"]
     flags += ["--checkpoint_freq", "10", "--save_model_every_checkpoint"]
     flags += ["--hparams", '{"batch_size": 8, "data_augmentation": false}']
     settings = CoverageSettings(1.0, 50, 2)
@@ -193,7 +231,7 @@ def test_trains_records_resumes_and_is_scored(folder, tmp_path, train_run, crash
     key = next(key for key in in_run[0] if key.endswith("_at_featurizer_network_layer3"))
     assert all(0 < record[key] <= 1 for record in in_run)
 
-    score.score(tmp_path / "sweep", str(folder), score.ScoreOptions(settings))
+    score.score(tmp_path / "sweep", str(image_folder), score.ScoreOptions(settings))
     post_hoc = records(tmp_path / "sweep" / "run", "nac.jsonl")
     for name in ("nac_me", "val_loss"):
         assert [record[name] for record in post_hoc] == pytest.approx([r[name] for r in in_run], abs=1e-6)
