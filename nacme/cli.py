@@ -50,6 +50,13 @@ class Per(str, Enum):
     sweep = "sweep"
 
 
+class Targets(str, Enum):
+    """What is looked at where runs have several test envs."""
+
+    each = "each"
+    mean = "mean"
+
+
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Where the sweep and the report go.")] = Path("demo"),
@@ -187,6 +194,13 @@ CriteriaModules = Annotated[
     typer.Option("--criteria-module", metavar="MODULE", help="A module or .py file that registers criteria."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
+TargetsOption = Annotated[
+    Targets | None,
+    typer.Option(
+        "--targets",
+        help="Of runs with several test envs: each by itself, or their mean accuracy, one observation a run.",
+    ),
+]
 
 
 @app.command("select")
@@ -195,12 +209,20 @@ def select_command(
     criterion: CriterionNames = None,
     per: Annotated[Per, typer.Option(help="Choose within each run, or across a sweep's runs.")] = Per.sweep,
     form: FormatOption = Format.table,
+    targets: TargetsOption = None,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Choose a checkpoint per (dataset, algorithm, test env, trial) and criterion."""
     from nacme import commands as study
 
-    study.run_select(sweep, criterion, per.value, form.value, modules=criteria_module)
+    study.run_select(
+        sweep,
+        criterion,
+        per.value,
+        form.value,
+        targets=targets.value if targets else None,
+        modules=criteria_module,
+    )
 
 
 @app.command("correlate")
@@ -216,6 +238,7 @@ def correlate_command(
     pool_algorithms: Annotated[
         bool, typer.Option("--pool-algorithms", help="One row for all algorithms together.")
     ] = False,
+    targets: TargetsOption = None,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
@@ -229,6 +252,7 @@ def correlate_command(
         include_step0=include_step0,
         seed=seed,
         pool_algorithms=pool_algorithms,
+        targets=targets.value if targets else None,
         modules=criteria_module,
     )
 
@@ -246,13 +270,21 @@ def report_command(
         bool, typer.Option("--include-step0", help="Count the untrained network as a checkpoint.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap over runs.")] = 0,
+    targets: TargetsOption = None,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Write a sweep's tables and figures as one self-contained page."""
     from nacme import commands as study
 
     study.run_report(
-        sweep, out, criterion, export=export, include_step0=include_step0, seed=seed, modules=criteria_module
+        sweep,
+        out,
+        criterion,
+        export=export,
+        include_step0=include_step0,
+        seed=seed,
+        targets=targets.value if targets else None,
+        modules=criteria_module,
     )
 
 

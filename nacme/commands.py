@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nacme.selection import Per
+    from nacme.targets import Targets
 
 
 def run_select(
@@ -25,14 +26,19 @@ def run_select(
     per: Per,
     form: Format,
     *,
+    targets: Targets | None = None,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the chosen checkpoints of a sweep."""
     from nacme.selection import select
+    from nacme.targets import observations
 
     df = _load(sweep, modules)
     names = split_names(criterion) or default_criteria(df, oracle=True)
-    write_frame(select(df, names, per), form)
+    table = select(df, names, per, targets=targets)
+    if note := observations(df, targets)[1]:
+        _say(note)
+    write_frame(table, form)
 
 
 def run_correlate(
@@ -44,6 +50,7 @@ def run_correlate(
     include_step0: bool,
     seed: int,
     pool_algorithms: bool,
+    targets: Targets | None = None,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
@@ -57,6 +64,7 @@ def run_correlate(
         include_step0=include_step0,
         seed=seed,
         pool_algorithms=pool_algorithms,
+        targets=targets,
     )
     for note in table.attrs["notes"]:
         _say(note)
@@ -71,6 +79,7 @@ def run_report(
     export: Path | None,
     include_step0: bool,
     seed: int,
+    targets: Targets | None = None,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Write the report of a sweep and print where it is."""
@@ -85,6 +94,7 @@ def run_report(
         command=shlex.join(["nacme", *sys.argv[1:]]),
         include_step0=include_step0,
         seed=seed,
+        targets=targets,
     )
     print(written)
 

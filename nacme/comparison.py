@@ -11,6 +11,7 @@ from nacme import bootstrap, statistics
 from nacme.correlation import Cell, Population, check_arguments, split_cells
 from nacme.errors import ConfigError
 from nacme.statistics import Array
+from nacme.targets import Targets, name_cells, observations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,7 @@ def compare_criteria(
     seed: int = 0,
     confidence: float = 0.95,
     pool_algorithms: bool = False,
+    targets: Targets | None = None,
 ) -> pd.DataFrame:
     """Say how much better criteria rank checkpoints than a baseline, in each (dataset, algorithm, test env).
 
@@ -63,7 +65,7 @@ def compare_criteria(
         The criteria to compare with the baseline.
     b : str
         The baseline.
-    population, include_step0, n_boot, seed, confidence, pool_algorithms
+    population, include_step0, n_boot, seed, confidence, pool_algorithms, targets
         As for `nacme.rank_correlation`.
     statistic : {"kendall_tau", "spearman_rho"}
         What is compared.
@@ -85,7 +87,7 @@ def compare_criteria(
     CriterionError
         If a criterion is unknown or the records do not hold it.
     SweepError
-        If no run has a single test env.
+        If there are no checkpoints.
     ConfigError
         If an argument makes no sense.
 
@@ -108,9 +110,10 @@ def compare_criteria(
     names = [a] if isinstance(a, str) else list(a)
     if b in names:
         raise ConfigError(f"{b!r} is compared with itself; leave it out of the criteria, or change the baseline")
+    df, targets_note = observations(df, targets)
     step0_note, cells = split_cells(df, [*names, b], population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
-    notes = [step0_note]
+    notes = [*([targets_note] if targets_note else []), step0_note]
     for cell in cells:
         for name in names:
             differ = (_WithinRuns if population == "run" else _AcrossRuns)(cell, name, b, statistic)
@@ -122,6 +125,7 @@ def compare_criteria(
             results.append({**cell.key, **head, **row})
     result: pd.DataFrame = pd.DataFrame(results, columns=list(COMPARE_COLUMNS))
     result["p_holm"] = bootstrap.holm(result["p_value"].to_numpy(float))
+    result = name_cells(result, targets)
     result.attrs["notes"] = notes
     return result
 

@@ -16,6 +16,7 @@ from nacme.criteria.registry import oriented_values
 from nacme.errors import ConfigError
 from nacme.selection import single_env_rows
 from nacme.statistics import Array
+from nacme.targets import Targets, name_cells, observations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +55,7 @@ def rank_correlation(
     seed: int = 0,
     confidence: float = 0.95,
     pool_algorithms: bool = False,
+    targets: Targets | None = None,
 ) -> pd.DataFrame:
     """Correlate criteria with test accuracy in each (dataset, algorithm, test env).
 
@@ -78,6 +80,8 @@ def rank_correlation(
         Of the intervals.
     pool_algorithms : bool
         Whether a cell holds all algorithms; its ``algorithm`` is then ``"all"``.
+    targets : {"each", "mean"}, optional
+        As for `nacme.select`: what is correlated with where runs have several test envs.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def rank_correlation(
     CriterionError
         If a criterion is unknown or the records do not hold it.
     SweepError
-        If no run has a single test env.
+        If there are no checkpoints.
     ConfigError
         If an argument makes no sense.
 
@@ -105,6 +109,7 @@ def rank_correlation(
 
     check_arguments(population, n_boot, confidence)
     names = [criteria] if isinstance(criteria, str) else list(criteria)
+    df, targets_note = observations(df, targets)
     step0_note, cells = split_cells(df, names, population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
     where: dict[str, list[str]] = {}
@@ -123,7 +128,8 @@ def rank_correlation(
             results.append({**cell.key, "population": population, "criterion": name, **estimates})
     result: pd.DataFrame = pd.DataFrame(results, columns=list(CORRELATE_COLUMNS))
     notes = [f"{said} [{'; '.join(labels)}]" for said, labels in where.items()]
-    result.attrs["notes"] = [step0_note, *notes]
+    result = name_cells(result, targets)
+    result.attrs["notes"] = [*([targets_note] if targets_note else []), step0_note, *notes]
     return result
 
 
@@ -199,7 +205,7 @@ def split_cells(
     """
     import pandas as pd
 
-    df = df.reset_index(drop=True)
+    df = observations(df)[0].reset_index(drop=True)
     rows = single_env_rows(df)
     if pool_algorithms:
         rows = rows.assign(algorithm="all")
@@ -207,7 +213,7 @@ def split_cells(
     where = rows.index.to_numpy()
     cell_of, run_of = (np.full(len(df), -1) for _ in range(2))
     cell_of[where] = grouped.ngroup()
-    run_of[where] = rows.groupby("run", sort=False).ngroup()
+    run_of[where] = rows.groupby(["run", "test_env"], sort=False).ngroup()
     step = df["step"].to_numpy(float)
     step0 = (cell_of >= 0) & (step == 0)
     counted = (cell_of >= 0) & (include_step0 | ~step0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nacme.correlation import CELL
 from nacme.selection import Per, population_key, rank_checkpoints, single_env_rows
+from nacme.targets import observations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,8 @@ def selection_quality(
     Parameters
     ----------
     df : pandas.DataFrame
-        As `nacme.load_sweep` returns it.
+        As `nacme.load_sweep` returns it, or as `nacme.targets.observations` made it of runs with several test envs
+        (whose mean is taken if all are such).
     criteria : sequence of str
         Names of criteria.
     per : {"sweep", "run"}
@@ -60,11 +62,12 @@ def selection_quality(
     CriterionError
         If a criterion is unknown or the records do not hold it.
     SweepError
-        If no run has a single test env.
+        If there are no checkpoints.
     """
     import pandas as pd
 
     key = population_key(per)
+    df, _ = observations(df)
     oracle = single_env_rows(df).groupby(key)["test_acc"].max()
     tops: dict[str, pd.DataFrame] = {}
     for name in dict.fromkeys([*criteria, *baselines]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nacme.criteria.registry import criterion_values, get_criterion
 from nacme.errors import ConfigError, NacmeWarning, SweepError
+from nacme.targets import Targets, name_cells, observations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,9 @@ def population_key(per: str) -> list[str]:
 
 
 def single_env_rows(df: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of runs with one test env, which are what selection and correlation look at.
+    """Return the rows of runs with one target, which are what selection and correlation look at.
+
+    Runs with several test envs are among them once `nacme.targets.observations` has made targets of these.
 
     Raises
     ------
@@ -62,19 +65,28 @@ def single_env_rows(df: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per = "sweep") -> pd.DataFrame:
+def select(
+    df: pd.DataFrame,
+    criterion: str | Sequence[str] = "nac_me",
+    per: Per = "sweep",
+    *,
+    targets: Targets | None = None,
+) -> pd.DataFrame:
     """Choose the checkpoint that a criterion ranks first in each population.
 
     Parameters
     ----------
     df : pandas.DataFrame
-        As `nacme.load_sweep` returns it. Rows of runs with several test envs only serve criteria that ask
-        for them (``leave_one_out``); they are never selected.
+        As `nacme.load_sweep` returns it.
     criterion : str or sequence of str
         One criterion or several, combinations like ``rank_mean(nac_me, val_acc)`` among them.
     per : {"sweep", "run"}
         A population is all checkpoints of a (dataset, algorithm, test env, trial seed), so hyper-parameters
         and stopping time are chosen at once as DomainBed does; or those of one run (early stopping).
+    targets : {"each", "mean"}, optional
+        What is looked at where runs have several test envs (single source): every test env by itself, or their
+        mean accuracy, so that one choice is right for all of them. Without it runs with several test envs only
+        serve ``leave_one_out``, unless all runs are such; then it is ``"mean"``.
 
     Returns
     -------
@@ -83,16 +95,18 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
         hparams_seed, step, value, test_acc, oracle_acc, regret, checkpoint``. ``value`` is the criterion's
         own, ``oracle_acc`` the best test accuracy among *all* checkpoints of the population (also those
         where the criterion is undefined), ``regret = 100 * (oracle_acc - test_acc)`` in points. Where a
-        criterion is undefined at every checkpoint, the row says so with nulls.
+        criterion is undefined at every checkpoint, the row says so with nulls. With ``"mean"``, ``test_env`` is
+        a text such as ``"1,2,3"`` for runs with several; with ``"each"`` a last column ``train_envs`` says on what
+        the runs trained, for runs that trained on other envs are other populations.
 
     Raises
     ------
     CriterionError
         If a criterion is unknown or the records do not hold it.
     SweepError
-        If no run has a single test env.
+        If there are no checkpoints.
     ConfigError
-        If ``per`` is unknown or no criterion is given.
+        If ``per`` or ``targets`` is unknown or no criterion is given.
 
     Warns
     -----
@@ -109,6 +123,7 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
     import pandas as pd
 
     key = population_key(per)
+    df, _ = observations(df, targets)
     df = df.reset_index(drop=True)
     rows = single_env_rows(df)
     number = rows.groupby(key).ngroup()
@@ -134,7 +149,7 @@ def select(df: pd.DataFrame, criterion: str | Sequence[str] = "nac_me", per: Per
     for column in ("hparams_seed", "step"):
         result[column] = result[column].astype("Int64")
     result["checkpoint"] = result["checkpoint"].astype(object).where(result["checkpoint"].notna(), None)
-    result = result[list(SELECT_COLUMNS)]
+    result = name_cells(result[list(SELECT_COLUMNS)], targets)
     return result
 
 
@@ -151,7 +166,7 @@ def rank_checkpoints(df: pd.DataFrame, criterion: str, per: Per) -> pd.DataFrame
     pandas.DataFrame
         The rows of ``df`` where the criterion is defined, with its ``value``.
     """
-    df = df.reset_index(drop=True)
+    df = observations(df)[0].reset_index(drop=True)
     rows = single_env_rows(df)
     number = rows.groupby(population_key(per)).ngroup()
     ranked: pd.DataFrame = _in_order(_score(df, rows, number, criterion)).drop(columns=["_score", "_population"])

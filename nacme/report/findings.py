@@ -16,6 +16,7 @@ from nacme.criteria.registry import criterion_values
 from nacme.errors import NacmeWarning
 from nacme.quality import selection_quality, summarise_quality
 from nacme.selection import select, single_env_rows
+from nacme.targets import Targets, observations
 
 Population = Literal["run", "sweep"]
 POPULATIONS: tuple[Population, ...] = ("run", "sweep")
@@ -91,6 +92,7 @@ def gather(
     include_step0: bool,
     n_boot: int,
     seed: int,
+    targets: Targets | None = None,
     tick: Callable[[], object] = lambda: None,
 ) -> Findings:
     """Compute every statistic of the report; what the computation warns of becomes a note.
@@ -105,6 +107,8 @@ def gather(
         Whether the untrained network counts in the correlations.
     n_boot, seed : int
         Of the bootstrap over runs.
+    targets : {"each", "mean"}, optional
+        As for `nacme.select`.
     tick : callable
         Called after each of the steps, `STEPS` times at most.
 
@@ -117,6 +121,9 @@ def gather(
     CriterionError, SweepError
         As `nacme.select` and `nacme.rank_correlation` raise them.
     """
+    # one observation a run, whatever the tables of single test envs show
+    whole = observations(df, "mean" if targets == "each" else targets)[0]
+    df, targets_note = observations(df, targets)
     df = df.reset_index(drop=True)
     names = list(criteria)
     cells = df.groupby(["dataset", "test_env"]).ngroup().astype(float)
@@ -138,14 +145,14 @@ def gather(
             tick()
             ranks[per] = rank_correlation(df, names, per, **options)
             tick()
-        comparisons, overall = _compare(df, names, options, tick)
+        comparisons, overall = _compare(df, whole, names, options, tick)
     for per in POPULATIONS:
         errors = picks[per].groupby("criterion")["regret"].sem()
         summary[per] = summarise_quality(quality[per])
         summary[per]["regret_error"] = summary[per]["criterion"].map(errors)
     notes = [f"left out: {exclusion}" for exclusion in df.attrs.get("exclusions", [])]
-    if several := int((df["n_test_envs"] > 1).sum()):
-        notes.append(f"{several:,} rows of runs with several test envs serve leave-one-out only")
+    if targets_note:
+        notes.append(targets_note)
     runs = rows.drop_duplicates("run")
     if unfinished := int((~runs["done"]).sum()):
         notes.append(f"{unfinished:,} of {len(runs):,} runs are not finished")
@@ -169,7 +176,7 @@ def gather(
 
 
 def _compare(
-    df: pd.DataFrame, names: list[str], options: dict[str, Any], tick: Callable[[], object]
+    df: pd.DataFrame, whole: pd.DataFrame, names: list[str], options: dict[str, Any], tick: Callable[[], object]
 ) -> tuple[dict[Population, pd.DataFrame], pd.DataFrame | None]:
     """Compare every criterion with the rival in each test env, and the judged one over all test envs at once."""
     rival = rival_of(names)
@@ -183,12 +190,12 @@ def _compare(
     for population in POPULATIONS:
         tables[population] = compare_criteria(df, others, rival, population, **options)
         tick()
-    # A run has one test env, so a mean over the runs of all test envs is that of one cell that holds them all. A
+    # A run has one target, so a mean over the runs of all test envs is that of one cell that holds them all. A
     # criterion whose values follow from which env is the test env does not survive the renaming.
-    merged = df.assign(test_env=-1)
-    runs = df.groupby("run").ngroup().astype(float)
+    merged = whole.assign(test_env=-1)
+    runs = whole.groupby("run").ngroup().astype(float)
     for name in (names[0], rival):
-        if not criterion_values(df, name, runs).equals(criterion_values(merged, name, runs)):
+        if not criterion_values(whole, name, runs).equals(criterion_values(merged, name, runs)):
             return tables, None
     options = {**options, "pool_algorithms": True}
     return tables, compare_criteria(merged, names[0], rival, "run", **options)

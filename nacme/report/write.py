@@ -29,6 +29,7 @@ from nacme.report.page import Section, draw_panels, export_section, write_file
 from nacme.report.settings import coverage_section, settings_section
 from nacme.report.tables import Column, Table, decimal, integer, p_value, percent, points, text, with_interval
 from nacme.report.verdicts import cautions, degenerate, unfilled, verdicts
+from nacme.targets import Targets, observations
 
 MAX_ROWS = 300
 _WITHIN = {"run": "within a run", "sweep": "across the sweep"}
@@ -45,6 +46,7 @@ def write_report(
     include_step0: bool = False,
     n_boot: int = 1000,
     seed: int = 0,
+    targets: Targets | None = None,
 ) -> Path:
     """Write the report of a sweep as one HTML file that needs nothing else.
 
@@ -65,6 +67,8 @@ def write_report(
         Whether the untrained network counts as a checkpoint in the rank correlations.
     n_boot, seed : int
         Bootstrap resamples over runs, and their seed.
+    targets : {"each", "mean"}, optional
+        As for `nacme.select`: what is looked at where runs have several test envs.
 
     Returns
     -------
@@ -78,7 +82,7 @@ def write_report(
     CriterionError
         If a criterion is unknown or the records do not hold it.
     SweepError
-        If no run has a single test env.
+        If there are no checkpoints.
     """
     names = list(dict.fromkeys(default_criteria(df) if criteria is None else criteria))
     if not names:
@@ -89,11 +93,13 @@ def write_report(
         partial(_ranking, population="sweep", title="Ranking all checkpoints of a sweep"),
         _scatter,
         _curves,
-        partial(settings_section, df=df, include_step0=include_step0),
+        partial(settings_section, df=observations(df, targets)[0], include_step0=include_step0),
         coverage_section,
     ]
     with tqdm(total=STEPS + len(lay_out), desc="report", disable=None, leave=False) as bar:
-        findings = gather(df, names, include_step0=include_step0, n_boot=n_boot, seed=seed, tick=bar.update)
+        findings = gather(
+            df, names, include_step0=include_step0, n_boot=n_boot, seed=seed, targets=targets, tick=bar.update
+        )
         sections = []
         for lay in lay_out:
             if (section := lay(findings)) is not None:
@@ -241,7 +247,8 @@ def _names(findings: Findings, pooled: bool = False) -> list[Column]:
     columns = [] if findings.rows["dataset"].nunique() == 1 else [text("data set", "dataset")]
     if findings.rows["algorithm"].nunique() > 1 and not pooled:
         columns.append(text("algorithm", "algorithm"))
-    return [*columns, integer("test env", "test_env")]
+    numbered = pd.api.types.is_integer_dtype(findings.rows["test_env"])
+    return [*columns, (integer if numbered else text)("test env", "test_env")]
 
 
 def _ranking(findings: Findings, population: Population, title: str) -> Section:

@@ -129,8 +129,8 @@ def test_what_cannot_be_done_is_one_line_with_a_remedy() -> None:
         nacme.select(TWO_RUNS, "leave_one_out")
     with pytest.raises(ConfigError, match="per must be"):
         nacme.select(TWO_RUNS, "nac_me", per="trial")  # type: ignore[arg-type]
-    with pytest.raises(SweepError, match="single test env"):
-        nacme.select(TWO_RUNS.assign(n_test_envs=2), "nac_me")
+    with pytest.raises(SweepError, match="no checkpoints"):
+        nacme.select(TWO_RUNS.iloc[:0], "nac_me")
 
 
 def pair(test_env: int, left_out: int, acc: float, **more: Any) -> dict[str, Any]:
