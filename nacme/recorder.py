@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nacme.criteria.network import Collected
-from nacme.criteria.registry import all_criteria, get_criterion
+from nacme.criteria.registry import Counter, all_criteria, get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning
 from nacme.measurement import (
     CoverageCounter,
@@ -155,9 +155,16 @@ class Recorder:
         distinct = {_as_counted(s) for s in (self.settings, *self.grid.values(), *self.ablations.values())}
         layers = [1 if settings.layer else max(1, len(self.layers or ())) for settings in distinct]
         counts = sum(8 * width * settings.bins * n for settings, n in zip(distinct, layers))
+        splits, tapped = len(self.coverage_loaders), max(1, len(self.layers or ()))
+        counts += sum(c.memory(samples, width, splits, tapped) for c in self.counters().values())
         # activations and gradients for the criteria, and the products that "auto" holds back
         rows = 2 + sum(n for settings, n in zip(distinct, layers) if settings.alpha == "auto")
         return counts + 4 * samples * width * rows
+
+    def counters(self) -> dict[str, Counter]:
+        """Make a fresh counter for each criterion that has one."""
+        made = {name: get_criterion(name).counter for name in self.criteria}
+        return {name: make() for name, make in made.items() if make is not None}
 
     def start(self) -> Recording:
         """Begin a checkpoint whose splits are evaluated one by one, in an order that the caller decides.
@@ -180,9 +187,11 @@ class Recording:
         for settings in (recorder.settings, *recorder.grid.values(), *recorder.ablations.values()):
             counted = _as_counted(settings)
             self._counters[counted] = CoverageCounter(counted)
+        self._own = recorder.counters()
         # what the criteria look at, by what it is and split: the pass's outputs, left on their device
         self._kept: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        self._needs = {need for name in recorder.criteria for need in get_criterion(name).needs}
+        computed = [c for c in map(get_criterion, recorder.criteria) if c.compute is not None]
+        self._needs = {need for c in computed for need in c.needs}
 
     def evaluate(self, name: str, loader: Iterable[Any]) -> float:
         """Pass over a split.
@@ -231,6 +240,8 @@ class Recording:
                 self._keep(name, reading, labels)
                 if covers:
                     self._covered.update(reading.logits, labels, correct)
+                    for own in self._own.values():
+                        own.update(name, reading, correct)
                     for settings, counter in self._counters.items():
                         at = reading if settings.layer is None else whole.only([settings.layer])
                         counter.update(at, correct)
@@ -261,6 +272,7 @@ class Recording:
         for name, settings in recorder.ablations.items():
             per_layer = self._counters[_as_counted(settings)].per_layer(settings.fill)
             values[name] = _number(mean(list(per_layer.values())))
+        values |= {name: _number(own.value()) for name, own in self._own.items()}
         whole = {
             kind: {split: _on_cpu(parts) for split, parts in splits.items()} for kind, splits in self._kept.items()
         }
@@ -313,6 +325,7 @@ class Recording:
                 "num_samples": result.num_samples,
                 "num_counted": result.num_counted,
                 "grid": grid,
+                **{name: _numbers(own.details()) for name, own in self._own.items()},
                 **recorder.notes,
             },
         }
@@ -360,6 +373,11 @@ def _on_cpu(parts: list[Tensor]) -> Tensor:
 def _as_counted(settings: CoverageSettings) -> CoverageSettings:
     """Settings whose states are counted alike: the counts serve for any fill."""
     return replace(settings, fill=1)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of numbers by name, and of numbers within these."""
+    return {name: _numbers(v) if isinstance(v, Mapping) else _number(v) for name, v in values.items()}
 
 
 def _number(value: float) -> float | None:

@@ -6,9 +6,10 @@ Otherwise a graph is built from the first tapped layer on, and one backward pass
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,11 +33,14 @@ class Reading:
         By layer name, summed over positions.
     gradients : dict of str to Tensor, shape [B, N]
         ``dKL(u || p) / dz`` by layer name, summed over positions.
+    positions : dict of str to int
+        How many positions were summed, by layer name.
     """
 
     logits: Tensor
     activations: dict[str, Tensor]
     gradients: dict[str, Tensor]
+    positions: dict[str, int] = field(default_factory=dict)
 
     def only(self, layers: Collection[str]) -> Reading:
         """Leave out all other layers."""
@@ -44,7 +48,7 @@ class Reading:
             {name: values[name] for name in values if name in layers}
             for values in (self.activations, self.gradients)
         )
-        return Reading(self.logits, activations, gradients)
+        return Reading(self.logits, activations, gradients, self.positions)
 
 
 @contextmanager
@@ -153,6 +157,7 @@ class Taps:
                     logits.detach(),
                     {**above.activations, **below.activations},
                     {**above.gradients, **below.gradients},
+                    {**above.positions, **below.positions},
                 )
         finally:
             self._linear_calls.clear()
@@ -218,6 +223,7 @@ class Taps:
             logits,
             {name: pool_positions(features.reshape(-1, *shape)) for name, shape in self._shapes.items()},
             {name: pool_positions(gradient.reshape(-1, *shape)) for name, shape in self._shapes.items()},
+            {name: _positions(shape) for name, shape in self._shapes.items()},
         )
 
     def _read_by_autograd(self, logits: Tensor) -> Reading:
@@ -232,6 +238,7 @@ class Taps:
             logits.detach(),
             {name: pool_positions(value.detach()) for name, value in zip(self._by_graph, values)},
             {name: pool_positions(gradient) for name, gradient in zip(self._by_graph, gradients)},
+            {name: _positions(value.shape[1:]) for name, value in zip(self._by_graph, values)},
         )
 
     def _tap(self, name: str, module: nn.Module) -> RemovableHandle:
@@ -257,6 +264,11 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _positions(shape: torch.Size) -> int:
+    """Positions of a layer's output for one sample: [N], tokens [T, N] or a map [N, H, W, ...]."""
+    return shape[0] if len(shape) == 2 else math.prod(shape[1:])
 
 
 def _is_view(features: Tensor, tapped: Tensor) -> bool:

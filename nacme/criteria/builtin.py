@@ -136,6 +136,16 @@ for _builtin in (
         description="Accuracy on the held-out split of the worst training env.",
         compute=lambda df: df["val_acc_worst"],
     ),
+    Criterion(
+        name="nac_me_robust",
+        higher_is_better=True,
+        sees="ind",
+        needs=("features", "gradients"),
+        cost=PASS,
+        source=f"{NAC}; the unit, the shares and the minimum over environments are ours",
+        description="Coverage by contributions in nats and shares of an environment's samples; the least of them.",
+        counter=lambda: importlib.import_module("nacme.robust").RobustCoverage(),
+    ),
     _coverage("nac_me_auto", f"{NAC}; the scale is ours", "NAC-ME with alpha set by the spread of z * g."),
     _coverage(
         "nac_activation", f"{NAC}, ablation; the scale is ours", "NAC-ME of the activation alone, alpha auto."

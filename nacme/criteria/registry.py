@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from nacme.criteria import expressions
 from nacme.errors import CriterionError, nearest
@@ -21,6 +21,9 @@ from nacme.plugins import import_module, load_entry_points
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
+
+    from nacme.taps import Reading
 
 Sees = Literal["ind", "target_unlabeled", "oracle"]
 Need = Literal["logits", "features", "gradients", "weights", "records"]
@@ -29,6 +32,22 @@ Need = Literal["logits", "features", "gradients", "weights", "records"]
 VARIANT_PREFIX = "nac_me_"
 #: Entry point group in which installed packages name modules that register criteria.
 ENTRY_POINTS = "nacme.criteria"
+
+
+class Counter(Protocol):
+    """What measures a criterion batch by batch, keeping counts rather than the network's outputs."""
+
+    def update(self, env: str, reading: Reading, correct: Tensor) -> None:
+        """Count a batch of the split of that name: what the taps read, and which samples were correct, [B]."""
+
+    def value(self) -> float:
+        """Work out the criterion when the pass is over; NaN where it is undefined."""
+
+    def details(self) -> dict[str, Any]:
+        """List what the record says beside the value, as numbers by name."""
+
+    def memory(self, samples: int, width: int, splits: int, layers: int) -> int:
+        """Estimate the bytes held until the pass is over."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,8 @@ class Criterion:
         Whether it is undefined at some checkpoints by design, so that this needs no warning.
     optional : bool
         Whether it is recorded only when asked for by name.
+    counter : callable, optional
+        Makes the `Counter` that measures it on the splits that coverage is measured on, a fresh one each time.
     """
 
     name: str
@@ -71,6 +92,7 @@ class Criterion:
     compute: Callable[[Any], Any] | None = None
     partial: bool = False
     optional: bool = False
+    counter: Callable[[], Counter] | None = None
 
     @property
     def is_recorded(self) -> bool:

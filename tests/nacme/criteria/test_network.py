@@ -19,6 +19,7 @@ from nacme.settings import CoverageSettings
 DIRECTIONS = {
     "nac_me": True,
     "nac_me_auto": True,
+    "nac_me_robust": True,
     "nac_activation": True,
     "nac_gradient": True,
     "val_acc": True,
