@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from domainbed_plugins import train
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.backends.arguments import STOCK_FLAGS
-from domainbed_plugins.machine import default_processes
-from domainbed_plugins.sweep.jobs import Job, Resources
-from domainbed_plugins.sweep.launchers.local import run_local
+from domainbed_plugins.sweep.jobs import Job
+from domainbed_plugins.sweep.launchers.local import LocalLauncher
+from domainbed_plugins.sweep.launchers.slurm import SlurmLauncher
 from nacme.errors import ConfigError, NacmeError
 
 _SCRIPT = "domainbed.scripts.train"
@@ -47,7 +46,7 @@ def local_launcher(commands: Sequence[str]) -> None:
     NacmeError
         If a run failed, after the others have ended.
     """
-    outcomes = run_local([parse_command(command) for command in commands], {}, processes=default_processes())
+    outcomes = LocalLauncher().run([parse_command(command) for command in commands])
     _check([outcome.reason for outcome in outcomes if outcome.state != "done"])
 
 
@@ -63,13 +62,10 @@ def slurm_launcher(commands: Sequence[str]) -> None:
     NacmeError
         If Slurm refuses the jobs, or a run failed, after the others have ended.
     """
-    from domainbed_plugins.sweep.launchers.slurm import run_slurm
-
     jobs = [parse_command(command) for command in commands]
     if not jobs:
         return
-    parents = {job.output_dir.parent for job in jobs}
-    outcomes = run_slurm(jobs, {}, sweep_dir=Path(min(parents)), resources=Resources(), parallel=100)
+    outcomes = SlurmLauncher().run(jobs)
     _check([outcome.reason for outcome in outcomes if outcome.state != "done"])
 
 

@@ -108,14 +108,6 @@ sweep_app = typer.Typer(help="Train the runs of a sweep, and see how far they ar
 app.add_typer(sweep_app, name="sweep")
 
 
-class Launcher(str, Enum):
-    """Where the runs of a sweep are trained."""
-
-    local = "local"
-    slurm = "slurm"
-    debug = "debug"
-
-
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of a shipped one: demo.")]
 SweepOutput = Annotated[
     Path, typer.Option("--output_dir", help="Of the sweep: a directory for each run goes there.")
@@ -131,15 +123,20 @@ def sweep_run_command(
     spec: Spec,
     output_dir: SweepOutput,
     data_dir: DataDir = None,
-    launcher: Annotated[Launcher, typer.Option(help="debug: one after another in this process.")] = Launcher.local,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="local, slurm, debug (one after another in this process), or an installed one."
+        ),
+    ] = "local",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, or core.")] = None,
-    wait: Annotated[bool, typer.Option(help="With Slurm: follow the jobs until they end.")] = True,
+    wait: Annotated[bool, typer.Option(help="With a scheduler: follow the runs until they end.")] = True,
     domainbed: DomainBedRoot = None,
 ) -> None:
     """Train what is missing; running it again continues."""
     from domainbed_plugins.sweep import commands as sweep_commands
 
-    sweep_commands.run_command(spec, output_dir, data_dir, domainbed, launcher.value, jobs, wait)
+    sweep_commands.run_command(spec, output_dir, data_dir, domainbed, launcher, jobs, wait)
 
 
 @sweep_app.command("plan")

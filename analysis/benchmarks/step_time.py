@@ -29,7 +29,7 @@ import torch
 from domainbed_plugins import train
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
-from domainbed_plugins.sweep.launchers.local import run_local
+from domainbed_plugins.sweep.launchers.local import LocalLauncher
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def sweep_overhead(runs: int = 4) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         jobs = make_jobs(spec, Path(folder), None)
         begun = time.time()
-        outcomes = run_local(jobs, {}, processes=1)
+        outcomes = LocalLauncher({}, parallel=1).run(jobs)
         whole = time.time() - begun
         assert [outcome.state for outcome in outcomes] == ["done"] * runs
         # a run makes its directory first and its mark of the end last

@@ -24,7 +24,8 @@ from tqdm import tqdm
 import nacme
 from domainbed_plugins.machine import default_processes
 from domainbed_plugins.sweep.jobs import Job, make_jobs
-from domainbed_plugins.sweep.launchers.local import Outcome, Progress, run_local
+from domainbed_plugins.sweep.launchers.base import Outcome, Progress
+from domainbed_plugins.sweep.launchers.local import LocalLauncher
 from domainbed_plugins.sweep.spec_file import load_spec
 
 HERE = Path(__file__).parent
@@ -65,7 +66,7 @@ def train(jobs: list[Job], options: dict[str, Any]) -> list[Outcome]:
         def show(progress: Progress) -> None:
             bar.update(progress.fraction - bar.n)
 
-        return run_local(jobs, options, processes=count, on_progress=show)
+        return LocalLauncher(options, parallel=count).run(jobs, on_progress=show)
 
 
 def compare(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:

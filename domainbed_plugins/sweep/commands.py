@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainbed_plugins.machine import default_processes
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.lock import BusyError, lock_note, locked, shared_lock
 from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
-from domainbed_plugins.sweep.launchers.local import Outcome, Progress, run_debug, run_local
+from domainbed_plugins.sweep.launchers import find_launcher, launchers
+from domainbed_plugins.sweep.launchers.base import Outcome, Progress
 from domainbed_plugins.sweep.spec_file import load_spec
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
 from nacme.errors import ConfigError, NacmeError
@@ -47,11 +47,12 @@ def run_sweep(
     output_dir : path
     data_dir, domainbed : str, optional
         See `make_jobs`.
-    launcher : {"local", "slurm", "debug"}
+    launcher : str
+        ``"local"``, ``"slurm"``, ``"debug"``, or the name of another that is registered.
     processes : int, optional
         Runs at a time. None: as many as suit the machine, or the specification's ``resources.parallel``.
     wait : bool
-        With Slurm: whether to follow the jobs until they end.
+        Whether to follow runs that a scheduler took, until they end.
 
     Raises
     ------
@@ -60,32 +61,17 @@ def run_sweep(
     NacmeError
         If a run failed; the message lists them with the last lines of their ``err.txt``.
     """
+    chosen = find_launcher(launcher)(
+        spec.train_options(), domainbed=domainbed, resources=spec.resources, parallel=processes, wait=wait
+    )
     jobs = make_jobs(spec, output_dir, data_dir, domainbed)
     _open_sweep(spec, output_dir)
     done = sum(job.state == "done" for job in jobs)
     print(f"{len(jobs)} runs, {done} done already; records go to {output_dir}", file=sys.stderr, flush=True)
     if done == len(jobs):
         return
-    options = spec.train_options()
     with _progress_bar() as show, _queueing(output_dir), _terminable():
-        if launcher == "slurm":
-            from domainbed_plugins.sweep.launchers.slurm import run_slurm
-
-            outcomes = run_slurm(
-                jobs,
-                options,
-                sweep_dir=output_dir,
-                resources=spec.resources,
-                parallel=processes or spec.resources.parallel,
-                domainbed=domainbed,
-                wait=wait,
-                on_progress=show,
-            )
-        elif launcher == "debug":
-            outcomes = run_debug(jobs, options, domainbed=domainbed, on_progress=show)
-        else:
-            count = processes or default_processes()
-            outcomes = run_local(jobs, options, processes=count, domainbed=domainbed, on_progress=show)
+        outcomes = chosen.run(jobs, show)
     _report(jobs, outcomes)
 
 
@@ -208,7 +194,7 @@ def run_command(
 def read_status(
     spec: SweepSpec, output_dir: Path, data_dir: str | None = None, domainbed: str | None = None
 ) -> list[RunStatus]:
-    """Tell how far the runs of a sweep are, by their files and the scheduler.
+    """Tell how far the runs of a sweep are, by their files and the launchers.
 
     Parameters
     ----------
@@ -219,10 +205,10 @@ def read_status(
     -------
     list of RunStatus
     """
-    from domainbed_plugins.sweep.launchers.slurm import scheduled_runs
-
     jobs = make_jobs(spec, output_dir, data_dir, domainbed)
-    scheduled = scheduled_runs(output_dir)
+    scheduled: dict[str, str] = {}
+    for launcher in launchers().values():
+        scheduled |= launcher.scheduled_runs(output_dir)
     if lock_note(output_dir / paths.QUEUE) is not None:
         scheduled = {**{job.name: "queued" for job in jobs}, **scheduled}
     return sweep_status(jobs, scheduled, domainbed)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from domainbed_plugins.sweep.jobs import make_jobs
-from domainbed_plugins.sweep.launchers.local import run_debug
+from domainbed_plugins.sweep.launchers.debug import DebugLauncher
 from domainbed_plugins.sweep.spec_file import load_spec
 
 SPEC = """
@@ -25,5 +25,5 @@ def small_sweep(tmp_path_factory):
     root = tmp_path_factory.mktemp("small")
     (root / "spec.yaml").write_text(SPEC)
     spec = load_spec(root / "spec.yaml")
-    run_debug(make_jobs(spec, root / "sweep", None), spec.train_options())
+    DebugLauncher(spec.train_options()).run(make_jobs(spec, root / "sweep", None))
     return root

@@ -1,8 +1,4 @@
-"""Running the jobs of a sweep: side by side on this machine, or one after another in this process.
-
-A launcher is a function of jobs and `TrainOptions` fields that returns what became of each job that it ran.
-Slurm's is in `domainbed_plugins.sweep.launchers.slurm`.
-"""
+"""Running the jobs of a sweep side by side on this machine."""
 
 from __future__ import annotations
 
@@ -12,147 +8,22 @@ import os
 import signal
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import Any
 
-from domainbed_plugins.backends import find as backends
-from domainbed_plugins.machine import gpus, threads_each
-from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.machine import default_processes, gpus, threads_each
 from domainbed_plugins.runs import paths
-from domainbed_plugins.runs.lock import BusyError, lock_note
+from domainbed_plugins.runs.lock import lock_note
 from domainbed_plugins.sweep.jobs import Job
+from domainbed_plugins.sweep.launchers.base import Launcher, Outcome, Progress, note_failure, register, train_job
 from nacme import children
-from nacme.errors import DegenerateCoverageWarning, NacmeError
 
 PROGRESS_INTERVAL = 0.2  # seconds between a worker's messages
 #: Seconds that a run has for saving its state when the sweep is stopped.
 GRACE = 60.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a sweep is.
-
-    Attributes
-    ----------
-    fraction : float
-        Of the work that was missing at the start, in [0, 1].
-    finished, failed, total : int
-        Runs.
-    running : list of str
-        What is being trained.
-    """
-
-    fraction: float
-    finished: int
-    failed: int
-    total: int
-    running: list[str]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job.
-
-    Attributes
-    ----------
-    job : Job
-    state : {"done", "failed", "busy", "interrupted"}
-        ``"busy"``: another process is training it.
-    reason : str
-        Why it is not done, in one line.
-    """
-
-    job: Job
-    state: Literal["done", "failed", "busy", "interrupted"]
-    reason: str = ""
-
-
-def train_job(
-    job: Job,
-    train_options: Mapping[str, Any],
-    domainbed: str | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Outcome:
-    """Train one job; an error goes to its ``err.txt`` and its mark of failure.
-
-    Parameters
-    ----------
-    job : Job
-    train_options : mapping
-        Fields of `domainbed_plugins.training.options.TrainOptions`.
-    domainbed : str, optional
-        A DomainBed clone.
-    on_step : callable, optional
-        See `TrainOptions`.
-
-    Returns
-    -------
-    Outcome
-    """
-    from domainbed_plugins.training.loop import InterruptedRun
-    from domainbed_plugins.training.options import TrainOptions
-    from domainbed_plugins.training.run import train
-
-    # the sweep's report tells it once for all runs
-    warnings.simplefilter("ignore", DegenerateCoverageWarning)
-    try:
-        options = TrainOptions(**train_options, on_step=on_step)
-        train(backends.find(job.args["dataset"], domainbed), job.args, options)
-    except BusyError as error:
-        return Outcome(job, "busy", str(error))
-    except InterruptedRun as error:
-        return Outcome(job, "interrupted", str(error))
-    except Exception as error:
-        known = isinstance(error, NacmeError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        _note_failure(job, reason, reason + "\n" if known else traceback.format_exc())
-        return Outcome(job, "failed", reason)
-    return Outcome(job, "done")
-
-
-def _note_failure(job: Job, reason: str, detail: str) -> None:
-    with contextlib.suppress(OSError):  # where nothing can be written, the launcher still tells
-        job.output_dir.mkdir(parents=True, exist_ok=True)
-        with (job.output_dir / paths.ERR).open("a") as file:
-            file.write(detail)
-    run_files.mark_failed(job.output_dir, reason.partition("\n")[0])
-
-
-def run_debug(
-    jobs: Sequence[Job],
-    train_options: Mapping[str, Any],
-    *,
-    domainbed: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> list[Outcome]:
-    """Train jobs one after another in this process, where a debugger can follow.
-
-    Parameters
-    ----------
-    jobs, train_options, domainbed, on_progress
-        As for `run_local`.
-
-    Returns
-    -------
-    list of Outcome
-    """
-    missing = [job for job in jobs if job.state != "done"]
-    outcomes: list[Outcome] = []
-    for job in missing:
-        outcomes.append(train_job(job, train_options, domainbed))
-        failed = sum(outcome.state == "failed" for outcome in outcomes)
-        if on_progress:
-            finished = len(jobs) - len(missing) + len(outcomes) - failed
-            on_progress(Progress(len(outcomes) / len(missing), finished, failed, len(jobs), []))
-        if outcomes[-1].state == "interrupted":
-            break
-    return outcomes
 
 
 @dataclass
@@ -163,46 +34,29 @@ class _Worker:
     fraction: float = 0.0
 
 
-def run_local(
-    jobs: Sequence[Job],
-    train_options: Mapping[str, Any],
-    *,
-    processes: int,
-    domainbed: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> list[Outcome]:
-    """Train jobs in worker processes that live for the whole sweep; what is done already is left alone.
+@register
+class LocalLauncher(Launcher):
+    """Trains runs side by side on this machine, in worker processes that live for the whole sweep.
 
-    A run that was interrupted goes on. A failure, even a worker's death, does not stop the other runs. A run that
-    another process is training is waited for, and taken over if that process goes away.
-
-    Parameters
-    ----------
-    jobs : sequence of Job
-    train_options : mapping
-        Fields of `domainbed_plugins.training.options.TrainOptions`.
-    processes : int
-        Workers; the cores are divided among them, and the GPUs where there are any.
-    domainbed : str, optional
-        A DomainBed clone.
-    on_progress : callable, optional
-        Called with a `Progress` now and then.
-
-    Returns
-    -------
-    list of Outcome
-        Of the jobs that were missing, in the order in which they ended.
+    The cores are divided among the workers, and the GPUs where there are any. A failure, even a worker's death,
+    does not stop the other runs. A run that another process is training is waited for, and taken over if that
+    process goes away.
     """
-    pool = _Pool(jobs, train_options, processes, domainbed)
-    try:
-        while not pool.ended():
-            pool.assign()
-            pool.listen()
-            if on_progress:
-                on_progress(pool.progress())
-    finally:
-        pool.close()
-    return pool.outcomes
+
+    name = "local"
+
+    def run(self, jobs: Sequence[Job], on_progress: Callable[[Progress], None] | None = None) -> list[Outcome]:
+        """See `Launcher.run`; the outcomes are in the order in which the runs ended."""
+        pool = _Pool(jobs, self.train_options, self.parallel or default_processes(), self.domainbed)
+        try:
+            while not pool.ended():
+                pool.assign()
+                pool.listen()
+                if on_progress:
+                    on_progress(pool.progress())
+        finally:
+            pool.close()
+        return pool.outcomes
 
 
 class _Pool:
@@ -271,7 +125,7 @@ class _Pool:
             except (EOFError, OSError):
                 worker.process.join()
                 reason = f"the worker died (exit code {worker.process.exitcode})"
-                _note_failure(worker.job, reason, reason + "\n")
+                note_failure(worker.job, reason, reason + "\n")
                 message = Outcome(worker.job, "failed", reason)
                 self.workers[index] = self._start(index)
             if isinstance(message, float):

@@ -23,7 +23,7 @@ from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.lock import locked
 from domainbed_plugins.sweep.jobs import Job, Resources
-from domainbed_plugins.sweep.launchers.local import Outcome, Progress, train_job
+from domainbed_plugins.sweep.launchers.base import Launcher, Outcome, Progress, register, train_job
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
 from nacme import children
 from nacme.errors import ConfigError, NacmeError
@@ -78,60 +78,53 @@ class SlurmTask:
         return DelayedSubmission(self, job)
 
 
-def run_slurm(
-    jobs: Sequence[Job],
-    train_options: Mapping[str, Any],
-    *,
-    sweep_dir: Path,
-    resources: Resources,
-    parallel: int,
-    domainbed: str | None = None,
-    wait: bool = True,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> list[Outcome]:
-    """Submit what is missing and not in the queue already, and follow it.
+@register
+class SlurmLauncher(Launcher):
+    """Submits runs that are not in the queue already, and follows them; ending this process does not end them.
 
-    Parameters
-    ----------
-    jobs : sequence of Job
-    train_options : mapping
-        Fields of `domainbed_plugins.training.options.TrainOptions`.
-    sweep_dir : path
-        For submitit's logs and the list of job numbers.
-    resources : Resources
-    parallel : int
-        Runs at a time.
-    domainbed : str, optional
-        A DomainBed clone.
-    wait : bool
-        Whether to follow the jobs until they end; ending this process does not end them.
-    on_progress : callable, optional
-        Called with a `Progress` now and then.
-
-    Returns
-    -------
-    list of Outcome
-        Of the jobs that were missing; none if they are not waited for.
-
-    Raises
-    ------
-    NacmeError
-        If there is no Slurm or submitit here, or Slurm refuses the jobs.
+    What a run asks for is in `resources`. Submitit's logs and the list of job numbers go to the sweep's directory.
     """
-    missing = [job for job in jobs if job.state != "done"]
-    with locked(sweep_dir):  # two launches do not submit the same run
-        scheduled = scheduled_runs(sweep_dir)
-        new = [job for job in missing if job.name not in scheduled]
-        _submit(new, SlurmTask(train_options, domainbed), sweep_dir, resources, parallel)
-    there = len(missing) - len(new)
-    print(f"{len(new)} jobs submitted, {there} in the queue already", file=sys.stderr, flush=True)
-    if not wait:
-        return []
-    try:
-        return _follow(jobs, missing, sweep_dir, domainbed, on_progress)
-    except KeyboardInterrupt:
-        print("the Slurm jobs go on; the same command follows them again, scancel ends them", file=sys.stderr)
-        raise
+
+    name = "slurm"
+
+    def run(self, jobs: Sequence[Job], on_progress: Callable[[Progress], None] | None = None) -> list[Outcome]:
+        """See `Launcher.run`."""
+        sweep_dir = min(job.output_dir.parent for job in jobs)
+        parallel = self.parallel or self.resources.parallel
+        missing = [job for job in jobs if job.state != "done"]
+        with locked(sweep_dir):  # two launches do not submit the same run
+            scheduled = self.scheduled_runs(sweep_dir)
+            new = [job for job in missing if job.name not in scheduled]
+            _submit(new, SlurmTask(self.train_options, self.domainbed), sweep_dir, self.resources, parallel)
+        there = len(missing) - len(new)
+        print(f"{len(new)} jobs submitted, {there} in the queue already", file=sys.stderr, flush=True)
+        if not self.wait:
+            return []
+        try:
+            return _follow(jobs, missing, sweep_dir, self.domainbed, on_progress)
+        except KeyboardInterrupt:
+            print("the Slurm jobs go on; the same command follows them again, scancel ends them", file=sys.stderr)
+            raise
+
+    @classmethod
+    def scheduled_runs(cls, sweep_dir: Path) -> dict[str, str]:
+        """See `Launcher.scheduled_runs`."""
+        numbers = _numbers(sweep_dir)
+        if not numbers:
+            return {}
+        command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%F_%K %i %T"]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+            raise NacmeError(
+                f"Slurm does not answer ({said}); {sweep_dir / paths.JOBS} lists jobs of this sweep"
+            ) from error
+        states = {}
+        for line in answer.stdout.splitlines():
+            array_number, number, state = line.split()
+            states[array_number] = states[number] = "queued" if state in _QUEUED else "running"
+        return {run: states[number] for run, number in numbers.items() if number in states}
 
 
 def _submit(jobs: Sequence[Job], task: SlurmTask, sweep_dir: Path, resources: Resources, parallel: int) -> None:
@@ -182,41 +175,6 @@ def _numbers(sweep_dir: Path) -> dict[str, str]:
     return numbers
 
 
-def scheduled_runs(sweep_dir: Path) -> dict[str, str]:
-    """Ask Slurm which runs of a sweep it has.
-
-    Parameters
-    ----------
-    sweep_dir : path
-
-    Returns
-    -------
-    dict of str to str
-        ``"queued"`` or ``"running"`` by run name; empty for a sweep that was never given to Slurm.
-
-    Raises
-    ------
-    NacmeError
-        If Slurm does not answer.
-    """
-    numbers = _numbers(sweep_dir)
-    if not numbers:
-        return {}
-    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%F_%K %i %T"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        raise NacmeError(
-            f"Slurm does not answer ({said}); {sweep_dir / paths.JOBS} lists jobs of this sweep"
-        ) from error
-    states = {}
-    for line in answer.stdout.splitlines():
-        array_number, number, state = line.split()
-        states[array_number] = states[number] = "queued" if state in _QUEUED else "running"
-    return {run: states[number] for run, number in numbers.items() if number in states}
-
-
 def _follow(
     jobs: Sequence[Job],
     missing: Sequence[Job],
@@ -227,7 +185,7 @@ def _follow(
     begun = {status.job.name: status.step or 0 for status in sweep_status(missing, {}, domainbed)}
     while True:
         try:
-            scheduled = scheduled_runs(sweep_dir)
+            scheduled = SlurmLauncher.scheduled_runs(sweep_dir)
         except NacmeError:  # the controller may be restarting
             scheduled = {job.name: "queued" for job in missing}
         statuses = sweep_status(missing, scheduled, domainbed)

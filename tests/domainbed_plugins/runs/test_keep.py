@@ -10,7 +10,7 @@ from domainbed_plugins.runs.export import export
 from domainbed_plugins.runs.keep import check_keep, kept_steps
 from domainbed_plugins.runs.prune import prune
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
-from domainbed_plugins.sweep.launchers.local import run_local
+from domainbed_plugins.sweep.launchers.local import LocalLauncher
 from nacme.errors import ConfigError, CriterionError, SweepError
 from nacme.settings import CoverageSettings
 
@@ -39,7 +39,7 @@ def test_what_stays_is_exactly_what_select_can_name(keep, tmp_path):
         settings=CoverageSettings(alpha=10.0, fill=0.1),
         keep=keep,
     )
-    outcomes = run_local(make_jobs(spec, tmp_path, None), spec.train_options(), processes=1)
+    outcomes = LocalLauncher(spec.train_options(), parallel=1).run(make_jobs(spec, tmp_path, None))
     assert [outcome.state for outcome in outcomes] == ["done", "done"]
     assert on_disk(tmp_path) == selectable(tmp_path, keep)
     assert selectable(tmp_path, keep) >= set(

@@ -14,7 +14,7 @@ from domainbed_plugins.runs.lock import BusyError, lock_note, locked
 from domainbed_plugins.sweep import commands as sweep_commands
 from domainbed_plugins.sweep.commands import StoppedSweep, delete_command, read_status, run_sweep
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
-from domainbed_plugins.sweep.launchers.local import run_local
+from domainbed_plugins.sweep.launchers.local import LocalLauncher
 from nacme.errors import ConfigError, NacmeError
 from nacme.settings import CoverageSettings
 
@@ -128,14 +128,14 @@ def test_a_worker_that_dies_fails_its_run_alone(tmp_path):
             killed.append(note["pid"])
             os.kill(note["pid"], signal.SIGKILL)
 
-    outcomes = run_local(jobs, spec.train_options(), processes=1, on_progress=kill_first)
+    outcomes = LocalLauncher(spec.train_options(), parallel=1).run(jobs, on_progress=kill_first)
     assert [(outcome.state, outcome.job.name) for outcome in outcomes] == [
         ("failed", jobs[0].name),
         ("done", jobs[1].name),
     ]
     assert "exit code -9" in outcomes[0].reason
     assert [status.state for status in read_status(spec, tmp_path)] == ["failed", "done"]
-    assert [o.state for o in run_local(jobs, spec.train_options(), processes=1)] == ["done"]
+    assert [o.state for o in LocalLauncher(spec.train_options(), parallel=1).run(jobs)] == ["done"]
 
 
 def test_a_sweep_that_measures_otherwise_is_not_mixed_in(tmp_path):

@@ -15,7 +15,7 @@ from domainbed_plugins.runs.lock import lock_note
 from domainbed_plugins.sweep.commands import read_status, run_sweep
 from domainbed_plugins.sweep.jobs import Resources, SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers import slurm
-from domainbed_plugins.sweep.launchers.local import run_local
+from domainbed_plugins.sweep.launchers.local import LocalLauncher
 from nacme.errors import ConfigError, NacmeError
 from nacme.settings import CoverageSettings
 
@@ -75,7 +75,7 @@ def test_twelve_runs_through_slurm_equal_local_ones(real_slurm, tmp_path, read_r
     assert "12 jobs submitted, 0 in the queue already" in told
     assert states(SPEC, tmp_path / "slurm") == ["done"] * 12
     jobs = make_jobs(SPEC, tmp_path / "local", None)
-    assert {o.state for o in run_local(jobs, SPEC.train_options(), processes=2)} == {"done"}
+    assert {o.state for o in LocalLauncher(SPEC.train_options(), parallel=2).run(jobs)} == {"done"}
     for job in jobs:
         assert read_records(tmp_path / "slurm" / job.name) == read_records(job.output_dir)
 
@@ -90,7 +90,7 @@ def test_cancelled_killed_and_preempted_jobs_are_finished(real_slurm, tmp_path, 
     assert "queued" in states(long, sweep) or "running" in states(long, sweep)
     cancelled, killed, preempted = make_jobs(long, sweep, None)
     run_sweep(long, sweep, launcher="slurm", wait=False)  # submits nothing twice
-    assert len(slurm.scheduled_runs(sweep)) == 3
+    assert len(slurm.SlurmLauncher.scheduled_runs(sweep)) == 3
     numbers = slurm._numbers(sweep)
 
     def training(job):
@@ -103,7 +103,7 @@ def test_cancelled_killed_and_preempted_jobs_are_finished(real_slurm, tmp_path, 
     wait_until(lambda: training(preempted))
     subprocess.run(["scancel", "--signal=USR2", numbers[preempted.name]], check=True)
     wait_until(lambda: "Resumed before step" in (preempted.output_dir / "out.txt").read_text())
-    wait_until(lambda: not slurm.scheduled_runs(sweep))
+    wait_until(lambda: not slurm.SlurmLauncher.scheduled_runs(sweep))
     assert states(long, sweep) == ["interrupted", "interrupted", "done"]
     assert (cancelled.output_dir / paths.STATE).exists()
 
@@ -111,7 +111,7 @@ def test_cancelled_killed_and_preempted_jobs_are_finished(real_slurm, tmp_path, 
     assert states(long, sweep) == ["done"] * 3
     assert "Resumed before step" in (cancelled.output_dir / "out.txt").read_text()
     jobs = make_jobs(long, tmp_path / "local", None)
-    run_local(jobs, long.train_options(), processes=2)
+    LocalLauncher(long.train_options(), parallel=2).run(jobs)
     for job in jobs:
         assert read_records(sweep / job.name) == read_records(job.output_dir)
 
