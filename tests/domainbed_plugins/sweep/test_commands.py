@@ -230,3 +230,20 @@ def test_plan_counts_each_file_that_is_kept(tmp_path, capsys):
         gigabytes.append(json.loads(capsys.readouterr().out)[0]["gigabytes"])
     # two runs of three checkpoints, of which the last is model.pkl as well
     assert gigabytes == pytest.approx([2 * files * 1e-4 for files in (1, 2, 4)])
+
+
+@pytest.mark.domainbed
+def test_plan_knows_image_folders_of_any_size(domainbed, tmp_path, capsys):
+    hours = {}
+    for dataset, network in (
+        ("PACS64", "ResNet-10 at 64 px"),
+        ("PACS96", "efficientnet_lite0 at 96 px"),
+        ("EMOJI96", "efficientnet_lite0 at 96 px"),
+        ("EMOJI", "ResNet-50"),
+    ):
+        spec = write_yaml(tmp_path / "spec.yaml", datasets=[dataset], test_envs=[[0]])
+        sweep_commands.plan_command(spec, None, "data", None, "json")
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["network"] == network
+        hours[dataset] = row["hours"]
+    assert hours["PACS64"] < hours["EMOJI96"] < hours["PACS96"] < hours["EMOJI"]

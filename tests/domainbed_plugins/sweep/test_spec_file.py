@@ -2,7 +2,9 @@
 
 import pytest
 
-from domainbed_plugins.sweep.jobs import Resources
+from domainbed_plugins.backends import networks
+from domainbed_plugins.backends.arguments import make_hparams
+from domainbed_plugins.sweep.jobs import Resources, make_jobs
 from domainbed_plugins.sweep.spec_file import SHIPPED, find_spec, load_spec, parse_spec
 from nacme.errors import ConfigError
 from nacme.settings import CoverageSettings
@@ -102,3 +104,43 @@ def test_shipped_specifications_go_by_name_and_are_valid():
         assert load_spec(name).datasets
     with pytest.raises(ConfigError, match="did you mean 'demo'"):
         find_spec("demmo")
+
+
+def test_the_network_is_a_hyper_parameter():
+    keys = {
+        "featurizer": "timm:resnet18",
+        "featurizer_weights": "w.pth",
+        "head_init": "shared",
+        "channels_last": True,
+    }
+    spec = parse_spec({**MINIMAL, "hparams": {"lr": 0.1}, **keys})
+    assert spec.hparams == {"lr": 0.1, **keys}
+    stock = parse_spec({**MINIMAL, "head_init": "stock", "channels_last": False})
+    assert stock == parse_spec(MINIMAL)
+
+
+@pytest.mark.domainbed
+@pytest.mark.parametrize(
+    ("name", "runs", "batch_size", "head_init"),
+    [
+        ("pacs96_pretrained", 24, 8, "linear_probe"),
+        ("pacs96_pretrained_trial1", 12, 8, "linear_probe"),
+        ("pacs96_pretrained_stock", 12, 8, None),
+        ("pacs96_pretrained_pairs", 12, 8, "linear_probe"),
+        ("pacs96_single_source", 40, 24, None),
+        ("emoji96_pretrained", 24, 8, "linear_probe"),
+        ("emoji96_pretrained_trial1", 12, 8, "linear_probe"),
+        ("emoji96_single_source", 16, 24, None),
+    ],
+)
+def test_sweeps_of_pretrained_networks(name, runs, batch_size, head_init, domainbed, tmp_path):
+    jobs = make_jobs(load_spec(name), tmp_path, "data")
+    assert len(jobs) == runs
+    for job in jobs:
+        hparams = make_hparams(domainbed, job.args)
+        networks.check(hparams, "domainbed")
+        assert (hparams["featurizer"], hparams["batch_size"]) == ("efficientnet_lite0", batch_size)
+        assert hparams.get("head_init") == head_init
+    trained = {tuple(sorted({0, 1, 2, 3} - {*job.args["test_envs"]})) for job in jobs}
+    assert {len(envs) for envs in trained} == {1 if "single" in name else 2 if "pairs" in name else 3}
+    assert len(trained) == (6 if "pairs" in name else 4)
