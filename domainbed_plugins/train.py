@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="save every checkpoint, but keep only these: best:nac_me best:val_acc last, or all",
     )
     running.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
+    add_average_flags(result)
     return result
 
 
@@ -103,6 +104,34 @@ def add_coverage_flags(parser: argparse.ArgumentParser) -> None:
     rivals.add_argument(
         "--criteria_module", default=None, metavar="MODULE", help="a module or .py file with criteria of your own"
     )
+
+
+def add_average_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which averages of the weights are kept.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+    """
+    averages = parser.add_argument_group("averages of the weights, beside the run")
+    averages.add_argument(
+        "--average", nargs="+", default=(), choices=["sma", "ema"], help="uniform mean, exponential moving average"
+    )
+    averages.add_argument(
+        "--average_from",
+        type=average_from,
+        default=0.4,
+        metavar="STEP",
+        help="where they start: a step, a part of the steps (default: 0.4), or eoa (step 100)",
+    )
+    averages.add_argument("--average_decay", type=float, default=0.995, help="of ema; default: 0.995")
+
+
+def average_from(text: str) -> int | float:
+    """Read ``--average_from``: a step such as ``500``, a part of the steps such as ``0.4``, or ``eoa``."""
+    if text == "eoa":
+        return 100  # "Ensemble of Averages" (2110.10832) and ERM++
+    return int(text) if text.isdigit() else float(text)
 
 
 def coverage_settings(flags: argparse.Namespace) -> CoverageSettings:
@@ -161,6 +190,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_splits=flags.eval_splits,
         n_workers=flags.n_workers,
         keep=flags.keep,
+        average=flags.average,
+        average_from=flags.average_from,
+        average_decay=flags.average_decay,
     )
     train(backends.find(args["dataset"], flags.domainbed), args, options)
 

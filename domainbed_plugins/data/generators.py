@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,22 @@ def set_generator_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextlib.contextmanager
+def drawing_apart(seed: int) -> Iterator[None]:
+    """Let what is drawn inside the context come from a seed of its own; after it the generators stand as before.
+
+    Parameters
+    ----------
+    seed : int
+    """
+    before = generator_states()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        set_generator_states(before)
 
 
 def cpu_positions() -> tuple[Any, ...]:

@@ -163,7 +163,7 @@ def collate(dataset: Any, indices: Sequence[int]) -> Any:
     tuple of Tensor
         What ``default_collate`` makes of the samples; of tensors in memory in one go, which is far faster.
     """
-    found = _in_memory(dataset)
+    found = in_memory(dataset)
     if found is None:
         return default_collate([dataset[index] for index in indices])
     tensors, keys = found
@@ -182,7 +182,7 @@ class _Batched:
 
 def _read(dataset: Any, rounds: _Rounds, num_workers: int) -> Iterator[Any]:
     if num_workers:
-        if _in_memory(dataset) is None:
+        if in_memory(dataset) is None:
             return iter(DataLoader(dataset, batch_sampler=rounds, num_workers=num_workers))
         return iter(DataLoader(_Batched(dataset), batch_size=None, sampler=rounds, num_workers=num_workers))  # type: ignore[arg-type]
     # a DataLoader draws a seed for its workers, even if it has none
@@ -207,7 +207,7 @@ def underlying(split: Any) -> tuple[Any, Any]:
     return getattr(split, "underlying_dataset", None), getattr(split, "keys", None)
 
 
-def _in_memory(dataset: Any) -> tuple[TensorDataset, Any] | None:
+def in_memory(dataset: Any) -> tuple[TensorDataset, Any] | None:
     """The tensors behind a data set and the keys that it takes of them, or None."""
     if isinstance(dataset, TensorDataset):
         return dataset, None

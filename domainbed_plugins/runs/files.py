@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,7 +107,7 @@ def load_state(directory: Path) -> dict[str, Any] | None:
     return state
 
 
-def append_record(directory: Path, line: str) -> None:
+def append_record(directory: Path, line: str, name: str = RESULTS) -> None:
     """Append one line to the records, in one write that has reached the disk on return.
 
     Parameters
@@ -115,13 +115,15 @@ def append_record(directory: Path, line: str) -> None:
     directory : path
     line : str
         Without its newline.
+    name : str
+        Of the file.
 
     Raises
     ------
     NacmeError
         If it does not fit on the disk; the records are as they were.
     """
-    path = directory / RESULTS
+    path = directory / name
     data = line.encode() + b"\n"
     try:
         handle = files.open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -140,7 +142,7 @@ def append_record(directory: Path, line: str) -> None:
         raise _write_error(path, error) from error
 
 
-def rewind_records(directory: Path, count: int, line: str | None) -> None:
+def rewind_records(directory: Path, count: int, own: Sequence[str], name: str = RESULTS) -> None:
     """Bring the records to where a state is: drop later ones, repeated ones and a torn last line.
 
     Parameters
@@ -148,15 +150,17 @@ def rewind_records(directory: Path, count: int, line: str | None) -> None:
     directory : path
     count : int
         Records before the state's own.
-    line : str or None
-        The state's own record.
+    own : sequence of str
+        The state's own records.
+    name : str
+        Of the file.
 
     Raises
     ------
     NacmeError
         If records are missing.
     """
-    path = directory / RESULTS
+    path = directory / name
     try:
         files.refuse_unusual(path)
         content = files.read_bytes(path) if path.exists() else b""
@@ -168,9 +172,7 @@ def rewind_records(directory: Path, count: int, line: str | None) -> None:
             f"{path} holds {len(lines)} records where the run's state says {count}; "
             f"delete {directory} to start anew"
         )
-    wanted = b"".join(record + b"\n" for record in lines)
-    if line is not None:
-        wanted += line.encode() + b"\n"
+    wanted = b"".join(record + b"\n" for record in (*lines, *(line.encode() for line in own)))
     if wanted != content:
         write_atomically(path, lambda file: file.write(wanted))
 

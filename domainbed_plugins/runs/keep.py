@@ -1,14 +1,14 @@
 """Which checkpoints stay on disk: those that a criterion may choose, and the last.
 
 What a criterion chooses in a run is what `nacme.select` chooses with ``per="run"``, and among several runs it
-chooses one of those. A criterion is of use here only if later checkpoints do not change the value of earlier ones.
+chooses one of those. Averages along the run are chosen among themselves, by kind. A criterion is of use here only
+if later checkpoints do not change the value of earlier ones.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 from domainbed_plugins.runs import paths
 from nacme.criteria.registry import get_criterion
 from nacme.errors import ConfigError
+from nacme.records.lines import Faults, read_lines
 
-_MODEL = re.compile(r"model_step(\d+)\.pkl")
 _BEST = "best:"
 
 
@@ -114,6 +114,24 @@ def _value(record: Mapping[str, Any], name: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def read_averages(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the records of a run's averages in order, by kind; none if there are no averages.
+
+    Parameters
+    ----------
+    run : path
+
+    Returns
+    -------
+    dict of str to list of dict
+    """
+    path = run / paths.AVERAGES
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _, record in read_lines(str(path), Faults()) if path.exists() else ():
+        found.setdefault(record["candidate"], []).append(record)
+    return found
+
+
 def read_records(run: Path) -> list[dict[str, Any]]:
     """Read a run's records in order, each with what ``nacme score`` added.
 
@@ -156,19 +174,22 @@ def leftovers(run: Path, keep: Sequence[str], *, finished: bool) -> list[Leftove
     -------
     list of Leftover
     """
-    records = read_records(run)
-    if not records or "all" in keep:
+    if "all" in keep:
         return []
-    wanted, last = kept_steps(records, keep), records[-1]["step"]
-    model = run / "model.pkl"
+    present = sorted(run.iterdir())
     superseded = []
-    for file in sorted(run.iterdir()):
-        match = _MODEL.fullmatch(file.name)
-        double = match is not None and finished and int(match[1]) == last and model.exists()
-        if match and (int(match[1]) not in wanted or double):
-            superseded.append(file)
-    if finished and last not in wanted and model.exists():
-        superseded.append(model)
+    for candidate, records in {"raw": read_records(run), **read_averages(run)}.items():
+        if not records:
+            continue
+        wanted, last = kept_steps(records, keep), records[-1]["step"]
+        model = run / paths.last_model(candidate)
+        for file in present:
+            step = paths.step_of(file.name, candidate)
+            double = finished and step == last and model.exists()
+            if step is not None and (step not in wanted or double):
+                superseded.append(file)
+        if finished and last not in wanted and model.exists():
+            superseded.append(model)
     return [Leftover(file, file.stat().st_size) for file in superseded]
 
 

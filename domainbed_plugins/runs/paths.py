@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from nacme.records.run import ADDED as ADDED
+from nacme.records.run import AVERAGES as AVERAGES
 from nacme.records.run import DETECTED as DETECTED
 from nacme.records.run import RESULTS as RESULTS
 
@@ -27,15 +28,24 @@ JOBS = "slurm.json"
 #: Of a sweep: submitit's logs.
 LOGS = ".slurm"
 
-_STEP_MODEL = re.compile(r"model_step(\d{1,16})\.pkl")
+_STEP_MODEL = re.compile(r"model_step(\d{1,16})(?:_[a-z]+)?\.pkl")
 
 
-def step_model(step: int) -> str:
-    """Name the model of a step."""
-    return f"model_step{step}.pkl"
+def step_model(step: int, candidate: str = "raw") -> str:
+    """Name the model of a step: the run's own, or an average along it."""
+    return f"model_step{step}{_suffix(candidate)}.pkl"
 
 
-def step_of(name: str) -> int | None:
-    """Tell the step of a model by its file's name; None for another file, ``model.pkl`` among them."""
+def last_model(candidate: str = "raw") -> str:
+    """Name the last step's model: the run's own, or an average along it."""
+    return f"model{_suffix(candidate)}.pkl"
+
+
+def _suffix(candidate: str) -> str:
+    return "" if candidate == "raw" else f"_{candidate}"
+
+
+def step_of(name: str, candidate: str = "raw") -> int | None:
+    """Tell the step of a model of a kind by its file's name; None for another file, ``model.pkl`` among them."""
     match = _STEP_MODEL.fullmatch(name)
-    return int(match[1]) if match and name == step_model(int(match[1])) else None
+    return int(match[1]) if match and name == step_model(int(match[1]), candidate) else None

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
@@ -76,7 +76,7 @@ def run_sweep(
 
 
 def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
-    measured = {
+    measured: dict[str, Any] = {
         "settings": asdict(spec.settings) if spec.settings else None,
         "grid": [asdict(settings) for settings in spec.grid],
         "layers": spec.layers,
@@ -86,6 +86,8 @@ def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
         "eval_splits": spec.eval_splits,
         "keep": sorted(spec.keep),
     }
+    if spec.average:
+        measured["average"] = [sorted(spec.average), spec.average_from, spec.average_decay]
     path = output_dir / paths.SETTINGS
     text = json.dumps(measured, indent=2, sort_keys=True) + "\n"
     try:
@@ -103,8 +105,10 @@ def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
     if before is None:
         run_files.write_atomically(path, lambda file: file.write(text.encode()))
         return
-    for key, value in json.loads(text).items():
-        if before.get(key) != value:
+    now = json.loads(text)
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
+            value = now.get(key)
             raise ConfigError(
                 f"{output_dir} holds a sweep with {key} = {before.get(key)}, not {value}; what was measured "
                 "differently does not compare: choose another --output_dir"

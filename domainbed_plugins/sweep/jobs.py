@@ -69,6 +69,8 @@ class SweepSpec:
     keep : sequence of str
         Checkpoints that stay on disk: ``"all"``, or some of ``"last"`` and ``"best:CRITERION"``. None given: the
         last model, as DomainBed does.
+    average, average_from, average_decay
+        See `domainbed_plugins.training.run.TrainOptions`.
     resources : Resources
         For Slurm.
     """
@@ -90,12 +92,16 @@ class SweepSpec:
     eval_splits: str = "all"
     n_workers: int | str | None = None
     keep: Sequence[str] = ()
+    average: Sequence[str] = ()
+    average_from: int | float = 0.4
+    average_decay: float = 0.995
     resources: Resources = Resources()
 
     def train_options(self) -> dict[str, Any]:
         """Fields of `domainbed_plugins.training.options.TrainOptions`."""
         given = {"settings": self.settings} if self.settings else {}
-        names = ("grid", "layers", "split", "criteria", "target_unlabeled", "eval_splits", "n_workers", "keep")
+        names = ["grid", "layers", "split", "criteria", "target_unlabeled", "eval_splits", "n_workers", "keep"]
+        names += ["average", "average_from", "average_decay"]
         return {**given, **{name: getattr(self, name) for name in names}}
 
 

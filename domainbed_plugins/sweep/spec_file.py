@@ -12,7 +12,7 @@ import yaml
 
 from domainbed_plugins.backends.arguments import NETWORK_FLAGS, parse_hparams, with_network
 from domainbed_plugins.sweep.jobs import Resources, SweepSpec
-from domainbed_plugins.train import alpha_value, fill_value, make_grid, worker_count
+from domainbed_plugins.train import alpha_value, average_from, fill_value, make_grid, worker_count
 from nacme.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -232,6 +232,17 @@ def _keep(value: Any) -> list[str]:
     return ["all"] if value == "all" else _names(value)
 
 
+def _averages(value: Any) -> list[str]:
+    names = _names(value)
+    if not {*names} <= {"sma", "ema"}:
+        raise ValueError("a list of sma and ema")
+    return names
+
+
+def _average_from(value: Any) -> int | float:
+    return average_from("eoa" if value == "eoa" else str(_number(value)))
+
+
 def _amount(value: Any) -> str:
     """Slurm's own notation; YAML turns 1:30:00 into a number of seconds."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -289,6 +300,9 @@ _TOP: dict[str, Reader] = {
     "eval_splits": _choice("all", "fast"),
     "n_workers": _workers,
     "keep": _keep,
+    "average": _averages,
+    "average_from": _average_from,
+    "average_decay": lambda value: float(_number(value)),
     "resources": dict,
 }
 _NESTED = {"nac": _NAC, "nac.grid": _GRID, "resources": _RESOURCES}

@@ -13,14 +13,15 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from domainbed_plugins.data.generators import generator_states, set_generator_states
+from domainbed_plugins.data.generators import drawing_apart, generator_states, set_generator_states
 from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, Splits
 from domainbed_plugins.data.streams import EvalStream, TrainStream, collate
 from domainbed_plugins.interface import Testbed
@@ -30,6 +31,7 @@ from domainbed_plugins.runs import paths, snapshot
 from domainbed_plugins.runs.keep import tidy
 from domainbed_plugins.runs.lock import Lock
 from domainbed_plugins.training import head
+from domainbed_plugins.training.averages import Averages, InOrder, first_step, sample
 from domainbed_plugins.training.options import TrainOptions, comparable
 from nacme.errors import NacmeError
 from nacme.measurement import accuracy
@@ -82,6 +84,8 @@ class Training:
         self.step = 0  # the next one
         self.records = 0
         self.line: str | None = None  # the last record
+        self.average_records = 0
+        self.average_lines: list[str] = []  # what belongs to it of the averages
         self.values: dict[str, list[Any]] = collections.defaultdict(list)
         self.shown: list[str] = []
         self.peak_gb = 0.0
@@ -96,25 +100,43 @@ class Training:
         self.algorithm.to(self.device)
         if not state:
             head.initialize(self.algorithm, args, hparams, splits, testbed)
-        envs = [index for index, _, _ in splits.train]
-        self.recorder = Recorder(
+        self.recorder = self._make_recorder(self.eval_streams)
+        self.averages: Averages | None = None
+        if options.average:
+            start = first_step(options.average_from, self.n_steps)
+            self.averages = Averages(self.algorithm, options.average, start, options.average_decay)
+            self.average_seed = testbed.misc.seed_hash("averages", args["seed"])
+            # what says how good a candidate is: splits held out, of test environments, and for coverage
+            names = {name for name in splits.by_name if name.endswith("_out")}
+            names |= {*self._measured(), *(f"env{index}_in" for index in args["test_envs"])}
+            self.average_loaders = {
+                name: InOrder(split, EVAL_BATCH_SIZE, self.workers, self.average_seed)
+                for name, split in splits.by_name.items()
+                if name in names
+            }
+            self.average_recorder = self._make_recorder(self.average_loaders)
+            self.average_recorder.warned = True  # said of the run itself
+        if state:
+            self._restore(state)
+
+    def _make_recorder(self, loaders: Mapping[str, Any]) -> Recorder:
+        options, envs = self.options, [index for index, _, _ in self.splits.train]
+        return Recorder(
             self.algorithm,
-            {f"env{index}_out": self.eval_streams[f"env{index}_out"] for index in envs},
-            coverage_loaders={name: self.eval_streams[name] for name in self._measured()},
+            {f"env{index}_out": loaders[f"env{index}_out"] for index in envs},
+            coverage_loaders={name: loaders[name] for name in self._measured()},
             settings=options.settings,
             grid=options.grid,
             criteria=options.criteria,
             target_loaders={
-                f"env{index}_out": self.eval_streams[f"env{index}_out"]
-                for index in args["test_envs"]
+                f"env{index}_out": loaders[f"env{index}_out"]
+                for index in self.args["test_envs"]
                 if options.target_unlabeled
             },
             layers=options.layers,
             device=self.device,
-            notes={"split": options.split, "testbed": str(testbed), "splits_hash": splits.hash},
+            notes={"split": options.split, "testbed": str(self.testbed), "splits_hash": self.splits.hash},
         )
-        if state:
-            self._restore(state)
 
     def _measured(self) -> list[str]:
         return [f"env{index}_{self.options.split}" for index, _, _ in self.splits.train]
@@ -125,7 +147,7 @@ class Training:
         skipped = {f"env{index}_in" for index, _, _ in splits.train} - set(self._measured()) if fast else set()
         evaluated = {name: split for name, split in splits.by_name.items() if name not in skipped}
         count = len(splits.train) + len(splits.uda) + len(evaluated)
-        workers = loader_workers(self.options.n_workers, splits.dataset.N_WORKERS, count)
+        workers = self.workers = loader_workers(self.options.n_workers, splits.dataset.N_WORKERS, count)
         self.train_streams = {
             f"train{index}": TrainStream(split, weights, batch_size, workers, positions.get(f"train{index}"))
             for index, split, weights in splits.train
@@ -169,6 +191,8 @@ class Training:
                         raise self._interrupted(caught[0]) from None
                     raise
                 self.step = step + 1
+                if self.averages:
+                    self.averages.update(step)
                 if step % self.checkpoint_freq == 0 or step == self.n_steps - 1:
                     self._checkpoint(step, step / steps_per_epoch)
                 lock.note(step, self.n_steps, (self.step - begun) / (time.monotonic() - began))
@@ -177,7 +201,10 @@ class Training:
                 if caught and self.step < self.n_steps:
                     run_files.save_state(self.directory, self.state())
                     raise self._interrupted(caught[0])
-        self._save_model("model.pkl", dataset)
+        self._save_model(paths.last_model(), dataset)
+        for kind in self.averages.ready() if self.averages else ():
+            with self._averaged(kind):
+                self._save_model(paths.last_model(kind), dataset)
         if self.options.keep:
             tidy(self.directory, self.options.keep, finished=True)
         run_files.write_atomically(self.directory / paths.DONE, lambda file: file.write(b"done"))
@@ -203,7 +230,7 @@ class Training:
     def _checkpoint(self, step: int, epoch: float) -> None:
         results: dict[str, Any] = {"step": step, "epoch": epoch}
         results.update({key: np.mean(value) for key, value in self.values.items()})
-        results.update(self._evaluate())
+        results.update(self._evaluate(self.recorder, self.eval_streams))
         self.peak_gb = max(self.peak_gb, torch.cuda.max_memory_allocated() / 1024**3)
         results["mem_gb"] = self.peak_gb
         # a grid may have hundreds of settings, which only the record holds
@@ -216,23 +243,26 @@ class Training:
         results.update({"hparams": self.hparams, "args": self.args})
         self.values.clear()
         if self.args["save_model_every_checkpoint"]:
-            self._save_model(f"model_step{step}.pkl", self.splits.dataset)
+            self._save_model(paths.step_model(step), self.splits.dataset)
         self.line = json.dumps(results, sort_keys=True)
+        self.average_lines = [json.dumps(record, sort_keys=True) for record in self._measure_averages(step, epoch)]
         run_files.save_state(self.directory, self.state())
         run_files.append_record(self.directory, self.line)
+        for line in self.average_lines:
+            run_files.append_record(self.directory, line, paths.AVERAGES)
         self.records += 1
-        self.line = None
+        self.average_records += len(self.average_lines)
+        self.line, self.average_lines = None, []
         self._keep_coverage(results)
         if self.options.keep:
             # only now: the state knows the checkpoint that took a better one's place
             tidy(self.directory, self.options.keep)
 
-    def _evaluate(self) -> dict[str, Any]:
-        recorder = self.recorder
+    def _evaluate(self, recorder: Recorder, streams: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
         recording = recorder.start()
         measured = {**recorder.loaders, **recorder.coverage_loaders, **recorder.target_loaders}
         results: dict[str, Any] = {}
-        for name, stream in self.eval_streams.items():
+        for name, stream in streams.items():
             if name in measured:
                 results[f"{name}_acc"] = recording.evaluate(name, stream)
             else:
@@ -240,6 +270,28 @@ class Training:
             # DomainBed's evaluation leaves every module in training mode, whatever mode it was in
             self.algorithm.train()
         return {**results, **recording.finish()}
+
+    def _measure_averages(self, step: int, epoch: float) -> Iterator[dict[str, Any]]:
+        """Measure the averages as the run itself is measured, on batches that no stream of the run knows of."""
+        for kind in self.averages.ready() if self.averages else ():
+            with self._averaged(kind):
+                results = {"step": step, "epoch": epoch, "candidate": kind}
+                results.update(self._evaluate(self.average_recorder, self.average_loaders))
+                if self.args["save_model_every_checkpoint"]:
+                    self._save_model(paths.step_model(step, kind), self.splits.dataset)
+            yield {**results, "hparams": self.hparams, "args": self.args}
+
+    @contextlib.contextmanager
+    def _averaged(self, kind: str) -> Iterator[None]:
+        """Let the algorithm have averaged weights; every random number inside is drawn apart from training's."""
+        assert self.averages
+        splits, batch_size = [split for _, split, _ in self.splits.train], self.hparams["batch_size"]
+
+        def batches() -> Iterator[Tensor]:
+            return (x.to(self.device) for x in sample(splits, batch_size, self.average_seed))
+
+        with drawing_apart(self.average_seed), self.averages.installed(kind, batches):
+            yield
 
     def _keep_coverage(self, results: Mapping[str, Any]) -> None:
         """Keep the counts of the checkpoint that ``nac_me`` chooses, for the report's picture of its coverage."""
@@ -290,7 +342,11 @@ class Training:
             "peak_gb": self.peak_gb,
             "streams": {name: stream.position() for name, stream in streams.items()},
             "generators": generator_states(),
+            **({"averages": self._averages_state(self.averages)} if self.averages else {}),
         }
+
+    def _averages_state(self, averages: Averages) -> dict[str, Any]:
+        return {"models": averages.state(), "records": self.average_records, "lines": self.average_lines}
 
     def _restore(self, state: dict[str, Any]) -> None:
         missing = snapshot.restore(self.algorithm, state["algorithm"], self.device)
@@ -308,6 +364,9 @@ class Training:
         self.values.update(snapshot.rebuild(state["values"]))
         self.recorder.warned = state["warned"]
         set_generator_states(state["generators"])
+        if self.averages:
+            self.averages.restore(state["averages"]["models"])
+            self.average_records = state["averages"]["records"] + len(state["averages"]["lines"])
 
     def _rehearse(self) -> None:
         """Make one step on any samples; the state that is restored next undoes it."""

@@ -36,6 +36,12 @@ class TrainOptions:
         Workers of each loader; ``"auto"`` shares out the machine's cores. None: the data set's.
     keep : sequence of str
         Which saved checkpoints stay on disk: see `domainbed_plugins.runs.keep`. None given: all that are saved.
+    average : sequence of {"sma", "ema"}
+        Averages of the weights to keep beside the run: see `domainbed_plugins.training.averages`.
+    average_from : int or float
+        The step that averages start after; a float is a part of the steps.
+    average_decay : float
+        Of ``ema``, a step.
     on_step : callable, optional
         Called after each step with ``(step, n_steps)``.
     """
@@ -49,6 +55,9 @@ class TrainOptions:
     eval_splits: str = "all"
     n_workers: int | str | None = None
     keep: Sequence[str] = ()
+    average: Sequence[str] = ()
+    average_from: int | float = 0.4
+    average_decay: float = 0.995
     on_step: Callable[[int, int], None] | None = None
 
 
@@ -71,6 +80,8 @@ def comparable(args: Mapping[str, Any], options: TrainOptions) -> dict[str, str]
     kept["keep"] = sorted(options.keep)
     kept["criteria"] = {"names": options.criteria, "target_unlabeled": options.target_unlabeled}
     kept["eval_splits"] = options.eval_splits
+    if options.average:
+        kept["average"] = [sorted(options.average), options.average_from, options.average_decay]
     return {key: json.dumps(value, sort_keys=True) for key, value in kept.items()}
 
 
@@ -87,9 +98,9 @@ def check_same(directory: Path, state: Mapping[str, Any], args: Mapping[str, Any
     ConfigError
     """
     before, now = state["settings"], comparable(args, options)
-    for key in now:
-        if before.get(key) != now[key]:
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
             raise ConfigError(
-                f"{directory} was begun with {key} = {before.get(key)}, not {now[key]}; choose another "
+                f"{directory} was begun with {key} = {before.get(key)}, not {now.get(key)}; choose another "
                 "--output_dir, or delete it to start anew"
             )

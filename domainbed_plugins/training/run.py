@@ -29,6 +29,7 @@ from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.keep import check_keep
 from domainbed_plugins.runs.lock import locked
 from domainbed_plugins.training import head
+from domainbed_plugins.training.averages import check_average
 from domainbed_plugins.training.loop import Training
 from domainbed_plugins.training.options import TrainOptions, check_same
 from nacme import files
@@ -57,6 +58,8 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
     args, options = dict(args), options or TrainOptions()
     check_names(testbed, args)
     check_keep(options.keep, skip_model_save=args["skip_model_save"])
+    n_steps = args["steps"] or testbed.datasets.get_dataset_class(args["dataset"]).N_STEPS
+    check_average(options.average, options.average_from, options.average_decay, n_steps)
     args["save_model_every_checkpoint"] = args["save_model_every_checkpoint"] or bool(options.keep)
     hparams = make_hparams(testbed, args)
     networks.check(hparams, testbed.name)
@@ -94,7 +97,10 @@ def _begin(
     splits = make_splits(testbed, args, hparams)
     training = Training(testbed, args, hparams, splits, options, output, state)
     if state:
-        run_files.rewind_records(output, state["records"], state["line"])
+        run_files.rewind_records(output, state["records"], [state["line"]] if state["line"] is not None else [])
+        if options.average:
+            averages = state["averages"]
+            run_files.rewind_records(output, averages["records"], averages["lines"], paths.AVERAGES)
         print(f"Resumed before step {training.step} of {training.n_steps}")
     return training
 

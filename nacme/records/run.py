@@ -16,6 +16,7 @@ from nacme.records.lines import Faults, read_lines
 
 RESULTS = "results.jsonl"
 ADDED = "nac.jsonl"
+AVERAGES = "averages.jsonl"
 DETECTED = "ood.jsonl"
 
 #: What is the same for all checkpoints of a block, in this order; ``args`` is a digest of the run's arguments.

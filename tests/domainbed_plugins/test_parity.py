@@ -94,6 +94,25 @@ def test_debug28(name, stock_train, unequal_keys, records, tmp_path):
             assert outcome.accuracy_gap == 0
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_averages_change_no_number(name, unequal_keys, in_process, records, tmp_path):
+    plain, averaged = tmp_path / "plain", tmp_path / "averaged"
+    flags = [*DEBUG, "--algorithm", name, *FLAGS]
+    train([*flags, "--output_dir", str(plain)])
+    train([*flags, "--output_dir", str(averaged), "--average", "sma", "ema", "--average_from", "2"])
+    assert unequal_keys(plain, averaged) == set()
+    assert equal_models(plain, averaged)
+    found = records(averaged, "averages.jsonl")
+    assert [(record["step"], record["candidate"]) for record in found] == [
+        (step, kind) for step in (3, 6) for kind in ("sma", "ema")
+    ]
+    assert all(record["nac_me"] > 0 and 0 <= record["env1_in_acc"] <= 1 for record in found)
+    saved = load_checkpoint(averaged / "model_step6_sma.pkl")["model_dict"]
+    own = load_checkpoint(averaged / "model.pkl")["model_dict"]
+    assert saved.keys() == own.keys()
+    assert any(not torch.equal(saved[key], own[key]) for key in saved)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_command_line_with_stock_workers(domainbed, unequal_keys, tmp_path):
