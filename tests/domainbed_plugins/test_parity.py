@@ -107,10 +107,14 @@ def test_averages_change_no_number(name, unequal_keys, in_process, records, tmp_
         (step, kind) for step in (3, 6) for kind in ("sma", "ema")
     ]
     assert all(record["nac_me"] > 0 and 0 <= record["env1_in_acc"] <= 1 for record in found)
-    saved = load_checkpoint(averaged / "model_step6_sma.pkl")["model_dict"]
-    own = load_checkpoint(averaged / "model.pkl")["model_dict"]
-    assert saved.keys() == own.keys()
-    assert any(not torch.equal(saved[key], own[key]) for key in saved)
+    before, own, mean = (
+        load_checkpoint(averaged / f"model_{name}.pkl")["model_dict"] for name in ("step3", "step6", "step6_sma")
+    )
+    assert mean.keys() == own.keys()
+    # two algorithms do not move in so few steps of these sizes
+    moved = any(not torch.equal(before[key], own[key]) for key, value in own.items() if value.is_floating_point())
+    assert moved or name in ("MLDG", "SANDMask")
+    assert any(not torch.equal(mean[key], own[key]) for key in own) == moved
 
 
 @pytest.mark.slow

@@ -31,6 +31,9 @@ target_unlabeled: true
 eval_splits: fast
 n_workers: auto
 keep: [best:nac_me, last]
+average: [sma]
+average_from: eoa
+average_decay: 0.99
 resources: {partition: gpu, time: "1:30:00", gpus: 1, cpus: 4, mem: 16G, parallel: 8}
 """
     )
@@ -44,6 +47,8 @@ resources: {partition: gpu, time: "1:30:00", gpus: 1, cpus: 4, mem: 16G, paralle
     assert (spec.criteria, spec.target_unlabeled) == (["margin", "confidence"], True)
     assert spec.resources == Resources("gpu", None, "1:30:00", 1, 4, "16G", 8)
     assert list(spec.keep) == ["best:nac_me", "last"]
+    assert (spec.average, spec.average_from, spec.average_decay) == (["sma"], 100, 0.99)
+    assert {**spec.train_options()}.keys() >= {"average", "average_from", "average_decay"}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,8 @@ resources: {partition: gpu, time: "1:30:00", gpus: 1, cpus: 4, mem: 16G, paralle
         ({"test_envs": [[0, 0]]}, "test_envs must be 'single', 'pairs' or a list"),
         ({"hparams_seeds": 0}, "hparams_seeds must be how many seeds"),
         ({"hparams_seeds": [1, 1]}, "hparams_seeds must be how many seeds"),
+        ({"average": ["swa"]}, "average must be a list of sma and ema, not"),
+        ({"average_from": "early"}, "average_from must be a number, not 'early'"),
         ({"steps": "many"}, "steps must be a whole number from 1, not 'many'"),
         ({"steps": True}, "steps must be a whole number from 1, not True"),
         ({"hparams": [1]}, "hparams must be hyper-parameters"),
