@@ -11,7 +11,6 @@ EXPECTED = {
     "algorithms": ("ALGORITHMS", "Algorithm", "get_algorithm_class"),
     "hparams_registry": ("default_hparams", "random_hparams"),
     "lib.misc": ("Tee", "make_weights_for_balanced_classes", "print_row", "seed_hash", "split_dataset"),
-    "lib.fast_data_loader": ("FastDataLoader", "InfiniteDataLoader"),
 }
 
 
@@ -25,7 +24,7 @@ class Testbed:
         ``"embedded"`` or ``"domainbed"``.
     version : str
         The commit of a clone; nacme's version for the embedded testbed.
-    datasets, algorithms, hparams_registry, misc, loaders : module
+    datasets, algorithms, hparams_registry, misc : module
     """
 
     __test__ = False  # the name starts like a test's
@@ -36,7 +35,6 @@ class Testbed:
     algorithms: ModuleType
     hparams_registry: ModuleType
     misc: ModuleType
-    loaders: ModuleType
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"

@@ -90,7 +90,9 @@ def measure_stock(run: Path, data_dir: str | None, augmented: bool) -> dict[str,
         network.to(device)
         for name in names:
             # let go of at the end of the line, and of its workers: DomainBed's live as long as the run
-            loader = testbed.loaders.FastDataLoader(splits.by_name[name], 64, dataset.N_WORKERS)
+            loader = backends.module("lib.fast_data_loader").FastDataLoader(
+                splits.by_name[name], 64, dataset.N_WORKERS
+            )
             accuracies[f"{record['step']} {name}"] = accuracy(network, loader, None, device)
             del loader
     return accuracies

@@ -149,7 +149,6 @@ def _load(name: str, package: str, version: str) -> Testbed:
         modules["algorithms"],
         modules["hparams_registry"],
         modules["lib.misc"],
-        modules["lib.fast_data_loader"],
     )
     greg.register(testbed)
     image_folders.register(testbed)

@@ -57,7 +57,7 @@ def clone(tmp_path, lacking=()):
 
 @pytest.mark.parametrize(
     ("function", "module"),
-    [("num_environments", "datasets"), ("split_dataset", "lib.misc"), ("FastDataLoader", "lib.fast_data_loader")],
+    [("num_environments", "datasets"), ("split_dataset", "lib.misc"), ("Tee", "lib.misc")],
 )
 def test_an_expected_function_is_missing(function, module, tmp_path):
     code, err = in_a_process_of_its_own(clone(tmp_path, {function}))

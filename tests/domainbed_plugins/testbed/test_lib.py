@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from domainbed_plugins.testbed.lib import misc
-from domainbed_plugins.testbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
-from nacme.errors import ConfigError
 
 SHUFFLED = [8, 5, 0, 2, 1, 9, 7, 3, 6, 4]  # by DomainBed's split_dataset, seed 7
 
@@ -92,59 +90,3 @@ def test_tee_writes_to_both_at_once_and_continues_the_file(tmp_path, capsys):
     assert capsys.readouterr().out == "now\n"
     assert tee.stdout is sys.stdout
     tee.file.close()
-
-
-@pytest.mark.parametrize("make", [numbered, Squares])
-def test_infinite_loader_draws_full_batches_with_replacement_for_ever(make):
-    torch.manual_seed(0)
-    batches = iter(InfiniteDataLoader(make(5), None, 4, 0))
-    seen = []
-    for _ in range(200):
-        x, y = next(batches)
-        assert x.shape == (4, 1)
-        assert torch.equal(x[:, 0].long() ** 2, y)
-        seen += x[:, 0].long().tolist()
-    assert len(set(map(tuple, zip(*[iter(seen)] * 4)))) > 100
-    counts = torch.tensor(seen).bincount(minlength=5) / len(seen)
-    torch.testing.assert_close(counts, torch.full((5,), 0.2), atol=0.06, rtol=0)
-
-
-def test_infinite_loader_follows_the_weights():
-    torch.manual_seed(0)
-    batches = iter(InfiniteDataLoader(numbered(4), torch.tensor([0.0, 1.0, 3.0, 0.0]), 4, 0))
-    seen = torch.cat([next(batches)[0][:, 0].long() for _ in range(200)])
-    counts = seen.bincount(minlength=4) / len(seen)
-    torch.testing.assert_close(counts, torch.tensor([0.0, 0.25, 0.75, 0.0]), atol=0.06, rtol=0)
-
-
-def test_a_split_smaller_than_a_batch_is_refused_where_domainbed_would_hang():
-    with pytest.raises(ConfigError, match=r"batch_size 8 .* 7 samples"):
-        InfiniteDataLoader(numbered(7), None, 8, 0)
-    x, _ = next(iter(InfiniteDataLoader(numbered(7), torch.ones(7), 8, 0)))
-    assert len(x) == 8
-
-
-def test_an_infinite_loader_has_no_length():
-    with pytest.raises(ValueError, match="no length"):
-        len(InfiniteDataLoader(numbered(8), None, 8, 0))
-
-
-@pytest.mark.parametrize("make", [numbered, Squares])
-def test_fast_loader_gives_each_sample_once_a_pass_in_changing_order(make):
-    torch.manual_seed(0)
-    loader = FastDataLoader(make(10), 4, 0)
-    assert len(loader) == 3
-    next(iter(loader))  # a pass that is left half way
-    passes = []
-    for _ in range(2):
-        batches = list(loader)
-        assert [len(x) for x, _ in batches] == [4, 4, 2]
-        for x, y in batches:
-            assert torch.equal(x[:, 0].long() ** 2, y)
-        passes.append(torch.cat([x for x, _ in batches])[:, 0].long().tolist())
-    assert sorted(passes[0]) == sorted(passes[1]) == list(range(10))
-    assert passes[0] != passes[1]
-
-
-def test_loaders_read_tensors_through_worker_processes_too():
-    assert sorted(torch.cat([y for _, y in FastDataLoader(numbered(6), 4, 1)]).tolist()) == [0, 1, 4, 9, 16, 25]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from domainbed_plugins.data.streams import TrainStream
 from domainbed_plugins.testbed import algorithms, hparams_registry, networks
-from domainbed_plugins.testbed.lib import fast_data_loader, misc
+from domainbed_plugins.testbed.lib import misc
 
 pytestmark = [
     pytest.mark.domainbed,
@@ -108,9 +109,9 @@ def test_training_minibatches_equal_domainbeds(weighted, domainbed):
     dataset = TensorDataset(torch.arange(23), torch.arange(23) % 3)
     weights = misc.make_weights_for_balanced_classes(dataset) if weighted else None
     drawn = []
-    for module in (fast_data_loader, theirs):
+    for make in (TrainStream, theirs.InfiniteDataLoader):
         torch.manual_seed(4)
-        loaders = [module.InfiniteDataLoader(dataset, weights, 5, 0) for _ in range(2)]
+        loaders = [make(dataset, weights, 5, 0) for _ in range(2)]
         stream = zip(*loaders)
         drawn.append([[x.tolist() for x, _ in next(stream)] for _ in range(20)])
     assert drawn[0] == drawn[1]

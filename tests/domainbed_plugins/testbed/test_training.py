@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from domainbed_plugins.data.streams import EvalStream, TrainStream
 from domainbed_plugins.testbed import algorithms, datasets, hparams_registry
 from domainbed_plugins.testbed.lib import misc
-from domainbed_plugins.testbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 
 
 def accuracy(algorithm, split):
     with torch.no_grad():
-        hits = [algorithm.predict(x).argmax(1) == y for x, y in FastDataLoader(split, 64, 0)]
+        hits = [algorithm.predict(x).argmax(1) == y for x, y in EvalStream(split, 64, 0)]
     return float(torch.cat(hits).float().mean())
 
 
@@ -24,9 +24,7 @@ def train(dataset_name, algorithm_name, test_env, hparams, steps=None):
     dataset = datasets.get_dataset_class(dataset_name)(None, [test_env], hparams)
     splits = [misc.split_dataset(env, len(env) // 5, misc.seed_hash(0, i)) for i, env in enumerate(dataset)]
     train_envs = [i for i in range(len(dataset)) if i != test_env]
-    loaders = [
-        InfiniteDataLoader(splits[i][1], None, hparams["batch_size"], dataset.N_WORKERS) for i in train_envs
-    ]
+    loaders = [TrainStream(splits[i][1], None, hparams["batch_size"], dataset.N_WORKERS) for i in train_envs]
     algorithm = algorithms.get_algorithm_class(algorithm_name)(
         dataset.input_shape, dataset.num_classes, len(train_envs), hparams
     )
