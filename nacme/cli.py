@@ -236,6 +236,10 @@ def correlate_command(
         bool, typer.Option("--pool-algorithms", help="One row for all algorithms together.")
     ] = False,
     targets: TargetsOption = None,
+    authors_way: Annotated[
+        bool,
+        typer.Option("--authors-way", help="The table of NAC's authors: their rank formula, ours beside it."),
+    ] = False,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
@@ -250,6 +254,7 @@ def correlate_command(
         seed=seed,
         pool_algorithms=pool_algorithms,
         targets=targets.value if targets else None,
+        authors_way=authors_way,
         modules=criteria_module,
     )
 

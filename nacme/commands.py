@@ -51,21 +51,32 @@ def run_correlate(
     seed: int,
     pool_algorithms: bool,
     targets: Targets | None = None,
+    authors_way: bool = False,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
+    from nacme.authors import authors_table
     from nacme.correlation import rank_correlation
 
+    if authors_way and (targets == "each" or population == "sweep" or pool_algorithms):
+        raise ConfigError(
+            "--authors-way looks at the mean over targets within each run; leave --targets each, "
+            "--population sweep and --pool-algorithms out"
+        )
     df = _load(sweep, modules)
-    table = rank_correlation(
-        df,
-        split_names(criterion) or default_criteria(df),
-        population,
-        include_step0=include_step0,
-        seed=seed,
-        pool_algorithms=pool_algorithms,
-        targets=targets,
-    )
+    names = split_names(criterion) or default_criteria(df)
+    if authors_way:
+        table = authors_table(df, names)
+    else:
+        table = rank_correlation(
+            df,
+            names,
+            population,
+            include_step0=include_step0,
+            seed=seed,
+            pool_algorithms=pool_algorithms,
+            targets=targets,
+        )
     for note in table.attrs["notes"]:
         _say(note)
     write_frame(table, form)

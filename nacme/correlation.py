@@ -39,9 +39,11 @@ CORRELATE_COLUMNS = (
     "spearman_high",
     "weighted_tau",
     "partial_spearman_step",
+    "partial_spearman_step_val_acc",
 )
 CELL = ["dataset", "algorithm", "test_env"]
 STATISTICS = ("kendall_tau", "spearman_rho", "weighted_tau", "partial_spearman_step")
+BEYOND = "partial_spearman_step_val_acc"
 _NAN = float("nan")
 
 
@@ -88,7 +90,8 @@ def rank_correlation(
     pandas.DataFrame
         One row per cell and criterion: ``dataset, algorithm, test_env, population, criterion,
         n_checkpoints, n_runs, kendall_tau, kendall_low, kendall_high, spearman_rho, spearman_low,
-        spearman_high, weighted_tau, partial_spearman_step``. With ``population="run"`` the counts are of
+        spearman_high, weighted_tau, partial_spearman_step, partial_spearman_step_val_acc``; the last is what is
+        left once the step *and* ``val_acc`` are held fixed. With ``population="run"`` the counts are of
         the runs where tau is defined and of their checkpoints. What is undefined is NaN, and
         ``attrs["notes"]`` says why; intervals need two runs.
 
@@ -121,6 +124,8 @@ def rank_correlation(
                 estimates, reasons = _within_runs(cell, name, of_runs[name][number], weights, confidence)
             else:
                 estimates, reasons = _across_runs(cell, name, weights, confidence)
+            beyond = _beyond_val_acc(cell, name, of_runs[name][number] if population == "run" else None)
+            estimates[BEYOND], reasons = beyond[0], [*reasons, *beyond[1]]
             if missing := cell.n_undefined(name):
                 reasons = [f"undefined at {missing} of {len(cell.step)} checkpoints", *reasons]
             for reason in reasons:
@@ -159,6 +164,8 @@ class Cell:
         Number of the run, from 0 to R - 1, in ascending order.
     n_runs : int
         R.
+    val_acc : ndarray, shape (n,)
+        Validation accuracy; NaN where undefined, and where a table does not hold it.
     """
 
     key: dict[str, Any]
@@ -167,6 +174,7 @@ class Cell:
     step: Array
     codes: npt.NDArray[np.intp]
     n_runs: int
+    val_acc: Array
 
     @property
     def label(self) -> str:
@@ -182,6 +190,10 @@ class Cell:
         usable = np.isfinite([self.accuracy, *(self.values[name] for name in names)]).all(0)
         values = [self.values[name][usable] for name in names]
         return values, self.accuracy[usable], self.step[usable], self.codes[usable]
+
+    def val_acc_where(self, name: str) -> Array:
+        """Return validation accuracy at the checkpoints that `defined` gives for one criterion."""
+        return self.val_acc[np.isfinite(self.values[name] + self.accuracy)]
 
 
 def split_cells(
@@ -221,6 +233,7 @@ def split_cells(
     populations = pd.Series(number, index=df.index)
     values = {name: oriented_values(df, name, populations).to_numpy(float) for name in names}
     accuracy = df["test_acc"].to_numpy(float)
+    val_acc = df["val_acc"].to_numpy(float) if "val_acc" in df else np.full(len(df), np.nan)
     order = np.flatnonzero(counted)
     order = order[np.lexsort((run_of[order], cell_of[order]))]
     keys: list[Any] = sorted(grouped.indices)
@@ -237,6 +250,7 @@ def split_cells(
                 step=step[mine],
                 codes=np.cumsum(new) - 1,
                 n_runs=int(new.sum()),
+                val_acc=val_acc[mine],
             )
         )
     said = "counts" if include_step0 else "is left out"
@@ -264,7 +278,8 @@ def run_statistics(cells: Sequence[Cell], name: str) -> list[dict[str, Array]]:
     x = np.concatenate([values for (values,), *_ in defined])
     y, step = (np.concatenate([of_cell[i] for of_cell in defined]) for i in (1, 2))
     run = np.concatenate([of_cell[3] + first for of_cell, first in zip(defined, firsts)])
-    whole = statistics.within_runs(x, y, step, run, int(firsts[-1]))
+    val_acc = np.concatenate([cell.val_acc_where(name) for cell in cells])
+    whole = statistics.within_runs(x, y, step, run, int(firsts[-1]), val_acc)
     whole["n_checkpoints"] = np.bincount(run, minlength=firsts[-1]).astype(float)
     return [
         {kind: values[first:last] for kind, values in whole.items()} for first, last in itertools.pairwise(firsts)
@@ -294,6 +309,23 @@ def _within_runs(
     means = bootstrap.weighted_mean(values, np.ones((1, cell.n_runs)))[0]
     n_checkpoints = int(of_runs["n_checkpoints"][is_defined].sum())
     return _estimates(n_checkpoints, defined, means, draws, confidence, reasons)
+
+
+def _beyond_val_acc(cell: Cell, name: str, of_runs: dict[str, Array] | None) -> tuple[float, list[str]]:
+    """Correlate with step and val_acc held fixed: the mean over runs, or across them where there is none."""
+    if of_runs is None:
+        (x,), y, step, _ = cell.defined([name])
+        val_acc = cell.val_acc_where(name)
+        whole = len(x) > 0 and np.isfinite(val_acc).all()
+        values = np.array([statistics.partial_spearman_both(x, y, step, val_acc) if whole else _NAN])
+    else:
+        values = of_runs[BEYOND][np.isfinite(of_runs["kendall_tau"])]
+    defined = values[np.isfinite(values)]
+    reasons = []
+    if name != "val_acc" and len(defined) < len(values):
+        where = f" in {len(values) - len(defined)} of {len(values)} runs" if of_runs is not None else ""
+        reasons.append(f"{BEYOND} undefined{where} (fewer than 5 checkpoints, or a function of step and val_acc)")
+    return (float(defined.mean()) if len(defined) else _NAN), reasons
 
 
 def _across_runs(cell: Cell, name: str, weights: Array, confidence: float) -> tuple[Estimates, list[str]]:

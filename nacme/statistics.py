@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 _CHUNK = 4_000_000  # numbers per temporary array
-_LEAST_GIVEN = 4  # checkpoints for a partial correlation
+_LEAST_GIVEN = 4  # checkpoints for a partial correlation; one more for each further variable held fixed
+_DEPENDENT = 1e-9  # what rounding leaves of a variable that is a linear function of others, and more
 _MONOTONE = 1e-14  # rounding leaves a monotone pair a few 1e-16 short of 1; the least true gap is about 1 / n^3
 
 
@@ -82,6 +84,27 @@ def partial_spearman(x: npt.ArrayLike, y: npt.ArrayLike, given: npt.ArrayLike) -
     return float(np.clip((xy - xz * yz) / np.sqrt(rest), -1, 1))
 
 
+def partial_spearman_both(x: npt.ArrayLike, y: npt.ArrayLike, given: npt.ArrayLike, also: npt.ArrayLike) -> float:
+    """Spearman's rho of ``x`` and ``y`` with the ranks of two other variables held fixed.
+
+    Parameters
+    ----------
+    x, y, given, also : array_like, shape (n,)
+        Finite values; ``given`` is the step and ``also`` validation accuracy where what is left of a criterion
+        beyond both is asked for.
+
+    Returns
+    -------
+    float
+        Correlation of the residuals of the ranks of ``x`` and ``y`` after a linear fit on the ranks of ``given``
+        and ``also``. Where ``also`` is constant or a monotone function of ``given``, nothing more is held fixed by
+        it, and this is `partial_spearman`. NaN if ``x``, ``y`` or ``given`` is constant, if ``x`` or ``y`` is a
+        linear function of the two in ranks, or if ``n < 5``.
+    """
+    values = [np.asarray(v, float)[None] for v in (x, y, given, also)]
+    return float(_partial_both([_centred_ranks(v[0])[None] for v in values], np.array([values[0].size]))[0])
+
+
 def weighted_tau(values: npt.ArrayLike, accuracy: npt.ArrayLike) -> float:
     """Kendall's tau in which an exchange among the most accurate checkpoints costs the most.
 
@@ -119,7 +142,12 @@ def weighted_tau(values: npt.ArrayLike, accuracy: npt.ArrayLike) -> float:
 
 
 def within_runs(
-    x: npt.ArrayLike, y: npt.ArrayLike, step: npt.ArrayLike, run: npt.ArrayLike, n_runs: int
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    step: npt.ArrayLike,
+    run: npt.ArrayLike,
+    n_runs: int,
+    val_acc: npt.ArrayLike | None = None,
 ) -> dict[str, Array]:
     """The statistics above, within each of many runs at once.
 
@@ -131,12 +159,15 @@ def within_runs(
         Which run each belongs to, from 0 to ``n_runs - 1``, in ascending order.
     n_runs : int
         R. A run may have no checkpoint.
+    val_acc : array_like, shape (n,), optional
+        What is held fixed beside the step, NaN where undefined.
 
     Returns
     -------
     dict of str to ndarray, shape (R,)
         ``kendall_tau``, ``spearman_rho``, ``weighted_tau`` and ``partial_spearman_step``, as `kendall_tau`,
-        `spearman_rho`, `weighted_tau` and `partial_spearman` give them; NaN where they do.
+        `spearman_rho`, `weighted_tau` and `partial_spearman` give them; NaN where they do. With ``val_acc`` also
+        ``partial_spearman_step_val_acc``, as `partial_spearman_both` gives it; NaN in a run with a NaN there.
     """
     run = np.asarray(run)
     lengths = np.bincount(run, minlength=n_runs)
@@ -144,19 +175,21 @@ def within_runs(
     starts = np.cumsum(lengths) - lengths
     place = np.arange(len(run)) - starts[run]
     # Missing checkpoints are NaN, which is neither above nor below anything: they add nothing to any sum.
-    padded = np.full((3, n_runs, longest), np.nan)
-    for values, row in zip(padded, (x, y, step)):
+    rows = (x, y, step) if val_acc is None else (x, y, step, val_acc)
+    padded = np.full((len(rows), n_runs, longest), np.nan)
+    for values, row in zip(padded, rows):
         values[run, place] = row
     chunk = max(1, _CHUNK // longest**2)
     parts = [_of_runs(padded[:, i : i + chunk], lengths[i : i + chunk]) for i in range(0, n_runs, chunk)]
-    names = ("kendall_tau", "spearman_rho", "weighted_tau", "partial_spearman_step")
+    names = ["kendall_tau", "spearman_rho", "weighted_tau", "partial_spearman_step"]
+    names += [] if val_acc is None else ["partial_spearman_step_val_acc"]
     joined = np.concatenate(parts, axis=1) if parts else np.empty((len(names), 0))
     return dict(zip(names, joined))
 
 
 def _of_runs(padded: Array, lengths: npt.NDArray[np.intp]) -> Array:
-    """Return the four statistics, shape (4, R), of criterion, accuracy and step padded to shape (3, R, L)."""
-    dx, dy, dz = (_signs_within(values) for values in padded)
+    """Return the statistics, shape (4, R) or (5, R), of criterion, accuracy and step (and val_acc), padded."""
+    dx, dy, dz = (_signs_within(values) for values in padded[:3])
     concord, untied_x, untied_y = (
         np.einsum("rij,rij->ri", u, v).astype(float) for u, v in ((dx, dy), (dx, dx), (dy, dy))
     )
@@ -173,7 +206,29 @@ def _of_runs(padded: Array, lengths: npt.NDArray[np.intp]) -> Array:
     )
     rest = (1 - xz**2) * (1 - yz**2)
     given = np.where((rest > _MONOTONE) & (lengths >= _LEAST_GIVEN), _ratio(xy - xz * yz, rest), np.nan)
-    return np.stack([tau, xy, weighted, given])
+    found = [tau, xy, weighted, given]
+    if len(padded) > 3:
+        ranks.append(_signs_within(padded[3]).sum(-1).astype(float))
+        whole = np.isfinite(padded[3]).sum(-1) == lengths
+        found.append(np.where(whole, _partial_both(ranks, lengths), np.nan))
+    return np.stack(found)
+
+
+def _partial_both(ranks: Sequence[Array], lengths: npt.NDArray[np.intp]) -> Array:
+    """Correlate two variables with two others held fixed, shape (R,), from centred ranks, shape (R, L) each."""
+    xz, yz, zw, xy, xw, yw = (
+        _ratio((ranks[a] * ranks[b]).sum(1), (ranks[a] ** 2).sum(1) * (ranks[b] ** 2).sum(1))
+        for a, b in ((0, 2), (1, 2), (2, 3), (0, 1), (0, 3), (1, 3))
+    )
+    # correlations with what is left of w once z is held fixed; nothing is left of a constant, or of z itself
+    rest = 1 - zw**2
+    left = rest > _DEPENDENT
+    x_rest, y_rest = (
+        np.where(left, (aw - az * zw) / np.sqrt(np.where(left, rest, 1)), 0) for aw, az in ((xw, xz), (yw, yz))
+    )
+    of_x, of_y = 1 - xz**2 - x_rest**2, 1 - yz**2 - y_rest**2
+    defined = (np.minimum(of_x, of_y) > _DEPENDENT) & (lengths > _LEAST_GIVEN)
+    return np.where(defined, _ratio(xy - xz * yz - x_rest * y_rest, of_x * of_y), np.nan)
 
 
 def _signs_within(values: Array) -> npt.NDArray[np.float32]:

@@ -240,3 +240,22 @@ def test_resampling_checkpoints_as_if_they_were_independent_would_not(truth: dic
         row = one(alone, population="sweep", n_boot=200)
         held.append(row.kendall_low <= truth["sweep"] <= row.kendall_high)
     assert np.mean(held) < 0.7
+
+
+def test_what_is_left_beyond_step_and_val_acc_stands_in_a_column_of_its_own() -> None:
+    df = sweep(n_runs=3, n_steps=12)
+    within = nacme.rank_correlation(df, ["nac_me", "val_acc"]).set_index("criterion")
+    expected = []
+    for _, run in df[df.step > 0].groupby("run"):
+        ranks = run[["nac_me", "test_acc", "step", "val_acc"]].rank()
+        design = np.column_stack([np.ones(len(ranks)), ranks[["step", "val_acc"]]])
+        left = ranks[["nac_me", "test_acc"]].to_numpy()
+        left = left - design @ np.linalg.lstsq(design, left, rcond=None)[0]
+        expected.append(np.corrcoef(left.T)[0, 1])
+    assert within.loc["nac_me", "partial_spearman_step_val_acc"] == pytest.approx(np.mean(expected))
+    assert np.isnan(within.loc["val_acc", "partial_spearman_step_val_acc"])
+    across = one(df, population="sweep")
+    kept = df[df.step > 0]
+    alone = nacme.statistics.partial_spearman_both(kept.nac_me, kept.test_acc, kept.step, kept.val_acc)
+    assert across.partial_spearman_step_val_acc == pytest.approx(alone)
+    assert np.isnan(one(df.drop(columns="val_acc")).partial_spearman_step_val_acc)

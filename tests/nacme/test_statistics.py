@@ -148,3 +148,55 @@ def test_run_pairs_equal_scipy_on_repeated_runs(seed: int, n_runs: int) -> None:
         else:
             assert tau[b] == pytest.approx(scipy.stats.kendalltau(x[again], y[again]).statistic, abs=1e-12)
             assert rho[b] == pytest.approx(scipy.stats.spearmanr(x[again], y[again]).statistic, abs=1e-12)
+
+
+def residual_correlation(x: np.ndarray, y: np.ndarray, *given: np.ndarray) -> float:
+    """Correlate, the long way, what a linear fit on the ranks of others leaves of two variables' ranks."""
+    design = np.column_stack([np.ones(len(x)), *(scipy.stats.rankdata(g) for g in given)])
+    left = []
+    for values in (x, y):
+        ranks = scipy.stats.rankdata(values)
+        left.append(ranks - design @ np.linalg.lstsq(design, ranks, rcond=1e-10)[0])
+    spread = np.sqrt((left[0] @ left[0]) * (left[1] @ left[1]))
+    return float(left[0] @ left[1] / spread) if spread > 1e-6 else float("nan")
+
+
+quads = st.lists(st.tuples(*[st.integers(-3, 3)] * 3), min_size=0, max_size=12).map(
+    lambda rows: np.array(rows, float).reshape(-1, 3)
+)
+
+
+@given(quads)
+def test_the_partial_given_two_is_the_correlation_of_residuals(data: np.ndarray) -> None:
+    x, y, also = data.T
+    step = np.arange(len(x), dtype=float)
+    value = statistics.partial_spearman_both(x, y, step, also)
+    if len(x) < 5:
+        assert np.isnan(value)
+    else:
+        assert value == pytest.approx(residual_correlation(x, y, step, also), abs=1e-6, nan_ok=True)
+
+
+def test_what_is_constant_or_the_step_itself_holds_nothing_more_fixed() -> None:
+    rng = np.random.default_rng(0)
+    x, y, step = rng.normal(size=12), rng.normal(size=12), np.arange(12.0)
+    alone = statistics.partial_spearman(x, y, step)
+    assert statistics.partial_spearman_both(x, y, step, np.ones(12)) == pytest.approx(alone, abs=1e-12)
+    assert statistics.partial_spearman_both(x, y, step, step**3) == pytest.approx(alone, abs=1e-12)
+    assert np.isnan(statistics.partial_spearman_both(x, y, step, x))
+    assert np.isnan(statistics.partial_spearman_both(step, y, step, x))
+
+
+@given(st.lists(quads, min_size=1, max_size=4))
+def test_within_runs_gives_the_partial_given_two_of_each(runs: list[np.ndarray]) -> None:
+    x, y, also = np.concatenate(runs).T
+    run = np.repeat(np.arange(len(runs)), [len(r) for r in runs])
+    step = np.concatenate([np.arange(len(r), dtype=float) for r in runs])
+    found = statistics.within_runs(x, y, step, run, len(runs), also)
+    plain = statistics.within_runs(x, y, step, run, len(runs))
+    assert "partial_spearman_step_val_acc" not in plain
+    for number, rows in enumerate(runs):
+        expected = statistics.partial_spearman_both(rows[:, 0], rows[:, 1], np.arange(len(rows)), rows[:, 2])
+        assert found["partial_spearman_step_val_acc"][number] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    for name, values in plain.items():
+        np.testing.assert_array_equal(found[name], values)

@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 from typer.testing import CliRunner
 
 import nacme
+from nacme.authors import authors_rank_correlation, authors_table
 from nacme.cli import app
 from nacme.comparison import compare_criteria
 from nacme.errors import ConfigError
@@ -166,3 +167,63 @@ def test_the_report_says_what_a_test_env_is(single_source: Path, targets: Any, t
     else:
         assert "1,2,3" in page
         assert "test accuracy is the mean over them" in page
+
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("rank_correlation_*.npz"))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_the_authors_formula_is_theirs_where_nothing_ties(path: Path) -> None:
+    golden = np.load(path, allow_pickle=False)
+    for i, kind in enumerate(golden["kind"]):
+        value = authors_rank_correlation(golden[f"x{i}"], golden[f"y{i}"])
+        if kind.startswith("noties"):
+            assert value == pytest.approx(golden["official"][i], abs=1e-12)
+    assert np.isnan(authors_rank_correlation([1.0], [2.0]))
+
+
+def test_the_authors_formula_gives_a_constant_what_it_gives_the_step() -> None:
+    accuracy = np.random.default_rng(3).normal(size=40)
+    step = np.arange(40)
+    # 40 values: an unstable sort would shuffle the ties
+    assert authors_rank_correlation(np.ones(40), accuracy) == authors_rank_correlation(step, accuracy)
+    # by hand: ranks 0 1 2 of the constant against 2 0 1: 1 - 6 (4 + 1 + 1) / (3 * 8)
+    assert authors_rank_correlation([7, 7, 7], [0.9, 0.1, 0.5]) == pytest.approx(-0.5)
+
+
+def test_the_authors_table_is_made_their_way_with_ours_beside(single_source: Path) -> None:
+    df = nacme.load_sweep(single_source)
+    table = authors_table(df, ["nac_me"]).set_index(["test_env", "criterion"])
+    assert list(table.loc["1,2,3"].index) == ["nac_me", "val_acc", "last", "constant", "oracle_test_out"]
+    found: dict[str, list[float]] = {"test_acc": [], "authors_rank_correlation": [], "kendall_tau": []}
+    for _, run in df[df["test_envs"] == "1,2,3"].groupby("run"):
+        means = run.groupby("step")[["test_acc", "test_out_acc", "nac_me"]].mean()  # step 0 is there
+        score, accuracy = means["nac_me"].to_numpy(), means["test_acc"].to_numpy()
+        found["test_acc"].append(accuracy[score.argmax()])
+        apart = score.argsort().argsort() - accuracy.argsort().argsort()
+        found["authors_rank_correlation"].append(1 - 6 * (apart**2).sum() / (6 * 35))
+        found["kendall_tau"].append(kendalltau(score, accuracy).statistic)
+    for column, values in found.items():
+        assert table.loc[("1,2,3", "nac_me"), column] == pytest.approx(np.mean(values))
+    assert table.loc[("1,2,3", "nac_me"), "n_checkpoints"] == 18
+    by = "authors_rank_correlation"
+    sources = ["0,1,2", "0,1,3", "0,2,3", "1,2,3"]
+    for name in ("nac_me", "val_acc"):
+        mean = np.mean([table.loc[(source, name), by] for source in sources])
+        assert table.loc[("average", name), by] == pytest.approx(mean)
+    constant, last = table.loc[("average", "constant")], table.loc[("average", "last")]
+    assert constant[by] == last[by]
+    assert np.isnan(constant["kendall_tau"])
+    assert np.isfinite(last["kendall_tau"])
+
+
+def test_correlate_prints_the_authors_table(single_source: Path) -> None:
+    asked = ["correlate", str(single_source), "--criterion", "nac_me", "--format", "json", "--authors-way"]
+    done = CliRunner().invoke(app, asked)
+    rows = json.loads(done.stdout)
+    assert len(rows) == 5 * 5
+    assert {row["test_env"] for row in rows} == {"0,1,2", "0,1,3", "0,2,3", "1,2,3", "average"}
+    assert next(row for row in rows if row["criterion"] == "constant")["spearman_rho"] is None
+    assert "coverage selects 58.1%" in done.stderr
+    refused = CliRunner().invoke(app, [*asked, "--targets", "each"])
+    assert isinstance(refused.exception, ConfigError)
