@@ -6,65 +6,46 @@ Writes ``nac.jsonl`` beside each ``results.jsonl``, one line for each step, and 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_plugins.machine import keep_freed_memory
+from domainbed_plugins.recording.flags import add_coverage_flags, record_options
+from domainbed_plugins.recording.options import RecordOptions, as_begun, begun_layers
+from domainbed_plugins.runs.counts import SHAM, CountStore
+from domainbed_plugins.runs.paths import SCORED_COUNTS
 from domainbed_plugins.runs.saved import Job, Ledger, find_jobs
-from domainbed_plugins.train import add_coverage_flags, coverage_settings, parse_grid
-from nacme.criteria.registry import load_criteria_module
 from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
 from nacme.records.run import RESULTS
 
 if TYPE_CHECKING:
     from domainbed_plugins.scoring.groups import Measured
-    from nacme.settings import CoverageSettings
 
 #: A checkpoint's accuracies may differ by so much from those that training recorded before it is said.
 ACCURACY_GAP = 0.005
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
-    """How checkpoints are measured.
-
-    Attributes
-    ----------
-    settings : CoverageSettings
-    grid : tuple of CoverageSettings
-        Further settings to record from the same pass.
-    layers : list of str, optional
-        None: penultimate features.
-    split : {"out", "in"}
-        The training environments' splits that coverage is measured on.
-    criteria : list of str, optional
-        The criteria to record beside NAC-ME and the validation loss. None: all that take no further pass.
-    target_unlabeled : bool
-        Whether to record criteria that look at unlabelled target data: the test environments' ``out`` splits.
-    """
-
-    settings: CoverageSettings
-    grid: tuple[CoverageSettings, ...] = ()
-    layers: list[str] | None = None
-    split: str = "out"
-    criteria: list[str] | None = None
-    target_unlabeled: bool = False
+class ScoreOptions(RecordOptions):
+    """How checkpoints are measured."""
 
     def asked(self) -> dict[str, Any]:
         """Say in JSON what is asked for; a step that has it on record is done."""
-        return {
-            "settings": asdict(self.settings),
-            "grid": [asdict(settings) for settings in self.grid],
-            "layers": self.layers,
-            "split": self.split,
-            "criteria": sorted(self.criteria) if self.criteria is not None else None,
-            "target_unlabeled": self.target_unlabeled,
-        }
+        return {**self.as_json(), "criteria": sorted(self.criteria) if self.criteria is not None else None}
+
+    def is_done(self, nac: Mapping[str, Any]) -> bool:
+        """Whether a step is done, by the ``nac`` object of what ``nac.jsonl`` has of it, empty for nothing."""
+        before, now = nac.get("asked"), json.loads(json.dumps(self.asked()))
+        if not before or any(before.get(key) != now[key] for key in now if key != "layers"):
+            return False
+        layers = begun_layers(before["layers"], nac["layers"])
+        return bool(layers == now["layers"] or (now["layers"] is None and isinstance(layers, str)))
 
 
 @dataclass
@@ -136,18 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         For a user's mistake, or if a checkpoint could not be measured.
     """
     flags = parser().parse_args(argv)
-    if flags.criteria_module:
-        load_criteria_module(flags.criteria_module)
-    settings = coverage_settings(flags)
+    options = ScoreOptions(**vars(record_options(flags)))
     keep_freed_memory()
-    options = ScoreOptions(
-        settings=settings,
-        grid=parse_grid(flags.nac_grid, settings),
-        layers=flags.nac_layers,
-        split=flags.nac_split,
-        criteria=flags.criteria,
-        target_unlabeled=flags.target_unlabeled,
-    )
     outcome = score(
         flags.sweep,
         flags.data_dir,
@@ -204,28 +175,74 @@ def score(
 
     if models is not None and models < 1:
         raise ConfigError(f"--models {models}: at least one at a time; leave the flag away to let memory decide")
+    options.load_criteria()
     _check_criteria(options)
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ConfigError(f"--data_dir {data_dir} is not a directory; give the folder that training read")
     outcome = Outcome()
     jobs = find_jobs(Path(sweep), outcome.failures)
     ledgers = {job.directory: Ledger(job.directory, options.asked()) for job in jobs}
-    waiting = [job for job in jobs if not ledgers[job.directory].holds(job.step)]
+    waiting = [job for job in jobs if not options.is_done(ledgers[job.directory].measured(job.step))]
     outcome.skipped = len(jobs) - len(waiting)
     # runs that share a data set and its splits stand together
     waiting.sort(key=lambda job: (*_sharing(job.args), str(job.directory), job.step))
-    scorer = GroupScorer(data_dir, options, domainbed, cache_gb, n_workers, models)
-    queue = deque(waiting)
-    with tqdm(total=len(queue), desc="score", unit="checkpoint", disable=None) as bar:
-        while queue:
-            for job, result in scorer.measure_next(queue):
-                if isinstance(result, Exception):
-                    outcome.failures.append(_failure(job, result))
-                else:
-                    ledgers[job.directory].add(job.step, result.record)
-                    _note(outcome, job, result)
-                bar.update()
+    # a run's file that was begun at the penultimate layer goes on there, unless layers are asked for
+    queues: dict[str | None, deque[Job]] = defaultdict(deque)
+    for job in waiting:
+        queues[_layers_begun(ledgers[job.directory])].append(job)
+    with tqdm(total=len(waiting), desc="score", unit="checkpoint", disable=None) as bar:
+        for layers, queue in queues.items():
+            here = as_begun(options, layers)
+            scorer = GroupScorer(data_dir, here, domainbed, cache_gb, n_workers, models)
+            shams = _Shams(here, queue)
+            while queue:
+                for job, result in scorer.measure_next(queue):
+                    if isinstance(result, Exception):
+                        outcome.failures.append(_failure(job, result))
+                    else:
+                        shams.keep(job, result)
+                        ledgers[job.directory].add(job.step, result.record)
+                        _note(outcome, job, result)
+                    shams.end(job, ledgers[job.directory])
+                    bar.update()
     return outcome
+
+
+class _Shams:
+    """Keeps what each checkpoint counted until its run is scored, and adds the sham that needs all of them.
+
+    A run whose training recorded ``nac_me`` has the sham of that; it gets no other.
+    """
+
+    def __init__(self, options: ScoreOptions, jobs: Iterable[Job]) -> None:
+        self._options = options
+        self._left = Counter(job.directory for job in jobs)
+
+    def keep(self, job: Job, measured: Measured) -> None:
+        wanted = self._options.criteria is None or SHAM in self._options.criteria
+        if wanted and "nac_me" not in job.recorded:
+            self._store(job).add(job.step, measured.counts, measured.record)
+
+    def end(self, job: Job, ledger: Ledger) -> None:
+        """Count a checkpoint as dealt with; with a run's last, write down its shams."""
+        self._left[job.directory] -= 1
+        if not self._left[job.directory]:
+            store = self._store(job)
+            values = store.shams(ledger.steps(), self._options.settings.fill, job.args["seed"])
+            ledger.update({step: {SHAM: value} for step, value in values.items()})
+            store.clear()
+
+    def _store(self, job: Job) -> CountStore:
+        return CountStore(job.directory / SCORED_COUNTS, self._options.asked())
+
+
+def _layers_begun(ledger: Ledger) -> str | None:
+    """Tell which layers a run's scoring was begun with; None where it was not, or at layers of the user's own."""
+    nac = ledger.measured()
+    if not nac or nac.get("testbed", "").startswith("embedded"):
+        return None  # the embedded testbed's network is none that the authors measured
+    layers = begun_layers(nac["asked"]["layers"], nac["layers"])
+    return layers if isinstance(layers, str) else None
 
 
 def _note(outcome: Outcome, job: Job, measured: Measured) -> None:

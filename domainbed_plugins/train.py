@@ -6,16 +6,10 @@ Source: the flags and their defaults are those of ``domainbed/scripts/train.py``
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from domainbed_plugins.backends.arguments import NETWORK_FLAGS, STOCK_FLAGS, with_network
-from nacme.errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from nacme.settings import CoverageSettings
+from domainbed_plugins.recording.flags import add_coverage_flags, record_options, worker_count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,50 +56,6 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def add_coverage_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how coverage is measured.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-    """
-    ours = parser.add_argument_group("coverage")
-    ours.add_argument(
-        "--nac_split", choices=["out", "in"], default="out", help="splits that coverage is measured on"
-    )
-    ours.add_argument(
-        "--nac_layers", nargs="+", default=None, metavar="LAYER", help="default: penultimate features"
-    )
-    ours.add_argument("--nac_alpha", type=alpha_value, default=0.1, help="steepness of the state, or 'auto'")
-    ours.add_argument("--nac_bins", type=int, default=50, help="M, the number of bin edges")
-    ours.add_argument("--nac_fill", type=fill_value, default=500, help="O: a count (500) or a fraction (0.08)")
-    ours.add_argument("--nac_all_samples", action="store_true", help="count incorrectly classified samples too")
-    ours.add_argument(
-        "--nac_grid",
-        nargs="+",
-        default=(),
-        metavar="NAME=VALUES",
-        help="settings to record besides, from the same pass: alpha=0.1,1,auto bins=50,100 fill=500,0.08; "
-        "layer=NAMES adds layers for these settings alone",
-    )
-    rivals = parser.add_argument_group("other criteria")
-    rivals.add_argument(
-        "--criteria",
-        nargs="*",
-        default=None,
-        metavar="NAME",
-        help="criteria to record beside nac_me and val_loss; default: all that take no further pass",
-    )
-    rivals.add_argument(
-        "--target_unlabeled",
-        action="store_true",
-        help="also record criteria that look at unlabelled target data: the test environments' out splits",
-    )
-    rivals.add_argument(
-        "--criteria_module", default=None, metavar="MODULE", help="a module or .py file with criteria of your own"
-    )
-
-
 def add_average_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which averages of the weights are kept.
 
@@ -134,27 +84,6 @@ def average_from(text: str) -> int | float:
     return int(text) if text.isdigit() else float(text)
 
 
-def coverage_settings(flags: argparse.Namespace) -> CoverageSettings:
-    """Read the settings that the coverage flags ask for.
-
-    Parameters
-    ----------
-    flags : argparse.Namespace
-
-    Returns
-    -------
-    CoverageSettings
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range.
-    """
-    from nacme.settings import CoverageSettings
-
-    return CoverageSettings(flags.nac_alpha, flags.nac_bins, flags.nac_fill, not flags.nac_all_samples)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse flags and train.
 
@@ -175,18 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed_plugins.backends import find as backends
     from domainbed_plugins.training.options import TrainOptions
     from domainbed_plugins.training.run import train
-    from nacme.criteria.registry import load_criteria_module
 
-    if flags.criteria_module:
-        load_criteria_module(flags.criteria_module)
-    settings = coverage_settings(flags)
     options = TrainOptions(
-        settings=settings,
-        grid=parse_grid(flags.nac_grid, settings),
-        layers=flags.nac_layers,
-        split=flags.nac_split,
-        criteria=flags.criteria,
-        target_unlabeled=flags.target_unlabeled,
+        **vars(record_options(flags)),
         eval_splits=flags.eval_splits,
         n_workers=flags.n_workers,
         keep=flags.keep,
@@ -195,80 +115,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         average_decay=flags.average_decay,
     )
     train(backends.find(args["dataset"], flags.domainbed), args, options)
-
-
-def parse_grid(texts: Sequence[str], settings: CoverageSettings) -> tuple[CoverageSettings, ...]:
-    """Read ``--nac_grid``.
-
-    Parameters
-    ----------
-    texts : sequence of str
-        ``name=value,value``, with alpha, bins, fill or layer for a name.
-    settings : CoverageSettings
-        Where what is not named comes from.
-
-    Returns
-    -------
-    tuple of CoverageSettings
-        See `make_grid`.
-
-    Raises
-    ------
-    ConfigError
-        For another name, or a value that is no number.
-    """
-    readers: dict[str, Callable[[str], Any]] = {
-        "alpha": alpha_value,
-        "bins": int,
-        "fill": fill_value,
-        "layer": str,
-    }
-    axes: dict[str, list[Any]] = {}
-    for text in texts:
-        name, _, values = text.partition("=")
-        if name not in readers:
-            raise ConfigError(f"--nac_grid {text!r}: {name!r} is unknown; {nearest(name, readers)}")
-        try:
-            axes[name] = [readers[name](value) for value in values.split(",")]
-        except ValueError:
-            raise ConfigError(f"--nac_grid {text!r}: {values!r} are not numbers with commas between") from None
-    return make_grid(axes, settings)
-
-
-def make_grid(axes: Mapping[str, Sequence[Any]], settings: CoverageSettings) -> tuple[CoverageSettings, ...]:
-    """Multiply out the settings of a grid.
-
-    Parameters
-    ----------
-    axes : mapping of str to sequence
-        Values of fields of `CoverageSettings`. Layers come beside those that ``nac_me`` is measured at.
-    settings : CoverageSettings
-        Where what is not named comes from.
-
-    Returns
-    -------
-    tuple of CoverageSettings
-        Empty without axes.
-    """
-    if not axes:
-        return ()
-    axes = {**axes, "layer": [None, *axes.get("layer", ())]}
-    return tuple(replace(settings, **dict(zip(axes, point))) for point in itertools.product(*axes.values()))
-
-
-def alpha_value(text: str) -> float | str:
-    """Read an alpha: a number, or ``auto``."""
-    return text if text == "auto" else float(text)
-
-
-def fill_value(text: str) -> int | float:
-    """Read a fill: a count such as ``500``, or a fraction such as ``0.08``."""
-    return int(text) if text.lstrip("-").isdigit() else float(text)
-
-
-def worker_count(text: str) -> int | str:
-    """Read a number of workers, or ``auto``."""
-    return text if text == "auto" else int(text)
 
 
 if __name__ == "__main__":

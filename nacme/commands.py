@@ -121,6 +121,7 @@ def run_criteria(form: Format, *, modules: Sequence[str] | None = None) -> None:
             "name": c.name,
             "direction": "higher" if c.higher_is_better else "lower",
             "sees": c.sees,
+            "control": c.control,
             "needs": list(c.needs) if form == "json" else " ".join(c.needs),
             "cost": c.cost,
             "source": c.source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,58 @@ class Measurement:
     full_bins: float
 
 
+class BatchStates:
+    """What settings count of one batch, worked out once for all that share it.
+
+    Parameters
+    ----------
+    reading : Reading
+    correct : Tensor, shape [B], bool
+        Which samples were classified correctly.
+    """
+
+    def __init__(self, reading: Reading, correct: Tensor) -> None:
+        self._reading = reading
+        self._wrong = ~correct.unsqueeze(1)
+        self._found: dict[tuple[Any, ...], Tensor] = {}
+
+    def has_nan(self, layer: str, quantity: str) -> Tensor:
+        """Whether any sample's quantity is NaN: a scalar, left on its device."""
+        # the largest of numbers among which there is NaN is NaN
+        return self._once(
+            ("nan", layer, quantity), lambda: self.products(layer, quantity, False).amax(dim=1).isnan().any()
+        )
+
+    def products(self, layer: str, quantity: str, correct_only: bool) -> Tensor:
+        """What the sigmoid is taken of, but for alpha: [B, N], NaN for samples that do not count."""
+        if correct_only:
+            # NaN falls in no bin; indexing would make the host wait for the device
+            return self._once(
+                (layer, quantity, True),
+                lambda: self.products(layer, quantity, False).masked_fill(self._wrong, math.nan),
+            )
+        return self._once((layer, quantity, False), lambda: self._multiply(layer, quantity))
+
+    def states(self, layer: str, quantity: str, correct_only: bool, alpha: float) -> Tensor:
+        """Neuron states [B, N] in [0, 1]; NaN for samples that do not count."""
+        return self._once(
+            (layer, quantity, correct_only, alpha),
+            lambda: torch.sigmoid(alpha * self.products(layer, quantity, correct_only)),
+        )
+
+    def _multiply(self, layer: str, quantity: str) -> Tensor:
+        activation, gradient = self._reading.activations[layer], self._reading.gradients[layer]
+        # float32 whatever the model's type: states saturate where the authors' do
+        if quantity == "product":
+            return activation.float() * gradient.float()
+        return (activation if quantity == "activation" else gradient).float()
+
+    def _once(self, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
+        if key not in self._found:
+            self._found[key] = compute()
+        return self._found[key]
+
+
 @dataclass
 class CoverageCounter:
     """NAC-ME of one setting, gathered batch by batch over any number of loaders.
@@ -92,24 +144,25 @@ class CoverageCounter:
         correct : Tensor, shape [B], bool
             Which samples were classified correctly.
         """
-        for name, activation in reading.activations.items():
-            # float32 whatever the model's type: states saturate where the authors' do
-            if self.settings.quantity == "product":
-                product = activation.float() * reading.gradients[name].float()
-            else:
-                product = (
-                    activation if self.settings.quantity == "activation" else reading.gradients[name]
-                ).float()
-            # the largest of numbers among which there is NaN is NaN
-            self._found_nan = product.amax(dim=1).isnan().any() | self._found_nan
-            if self.settings.correct_only:
-                # NaN falls in no bin; indexing would make the host wait for the device
-                product = product.masked_fill(~correct.unsqueeze(1), math.nan)
+        self.count(BatchStates(reading, correct), reading.activations)
+
+    def count(self, batch: BatchStates, layers: Iterable[str]) -> None:
+        """Count a batch whose states other settings may share.
+
+        Parameters
+        ----------
+        batch : BatchStates
+        layers : iterable of str
+            Of those that were read, the ones to count at.
+        """
+        kind = self.settings.quantity, self.settings.correct_only
+        for name in layers:
+            self._found_nan = batch.has_nan(name, kind[0]) | self._found_nan
             if self.settings.alpha == "auto":
-                self._kept.setdefault(name, []).append(product)
+                self._kept.setdefault(name, []).append(batch.products(name, *kind))
             else:
                 self.alpha[name] = float(self.settings.alpha)
-                self._count(name, product)
+                self._count(name, batch.states(name, *kind, self.alpha[name]))
 
     def finish(self) -> None:
         """Count what ``alpha="auto"`` kept back until its scale was known."""
@@ -119,7 +172,7 @@ class CoverageCounter:
             spread = finite.std(correction=0).item() if len(finite) else 0.0
             self.alpha[name] = 1 / (AUTO_SPREADS * spread) if spread > 0 else 1.0
             for part in kept:
-                self._count(name, part)
+                self._count(name, torch.sigmoid(self.alpha[name] * part))
         self._kept.clear()
 
     def per_layer(self, fill: int | float | None = None) -> dict[str, float]:
@@ -144,11 +197,11 @@ class CoverageCounter:
         """Whether nearly all states of a typical neuron share one or two bins."""
         return self.num_counted() > 0 and self.occupied_bins() < min(3, self.settings.bins - 1)
 
-    def _count(self, name: str, product: Tensor) -> None:
+    def _count(self, name: str, states: Tensor) -> None:
         if name not in self.coverage:
-            metric = NeuronActivationCoverage(product.shape[1], self.settings.bins, self.settings.fill)
-            self.coverage[name] = metric.to(product.device)
-        self.coverage[name].update(torch.sigmoid(self.alpha[name] * product))
+            metric = NeuronActivationCoverage(states.shape[1], self.settings.bins, self.settings.fill)
+            self.coverage[name] = metric.to(states.device)
+        self.coverage[name].update(states)
 
 
 @dataclass

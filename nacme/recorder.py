@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from nacme.criteria.network import Collected
 from nacme.criteria.registry import Counter, all_criteria, get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning
 from nacme.measurement import (
+    BatchStates,
     CoverageCounter,
     Tally,
     degenerate_message,
@@ -33,6 +34,7 @@ ALWAYS = ("nac_me", "val_loss")
 #: Criteria that are coverage with other settings. Alone, activation and gradient are on scales of their own.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "nac_me_auto": {"alpha": "auto"},
+    "nac_me_all": {"correct_only": False},
     "nac_activation": {"alpha": "auto", "quantity": "activation"},
     "nac_gradient": {"alpha": "auto", "quantity": "gradient"},
 }
@@ -49,6 +51,9 @@ class Recorder:
         The validation loader of each training environment, by name.
     coverage_loaders : mapping of str to iterable, optional
         What coverage is measured on, where that is another split. None: ``loaders``.
+    further_loaders : mapping of str to (mapping of str to iterable), optional
+        By split, ``"out"`` or ``"in"``: what settings of the grid are measured on that name another split than
+        ``nac_me``'s. Loaders of one name are one loader, and are passed over once.
     settings : CoverageSettings, optional
         Hyper-parameters of NAC-ME. None: the authors'.
     grid : sequence of CoverageSettings
@@ -93,6 +98,7 @@ class Recorder:
         loaders: Mapping[str, Iterable[Any]],
         *,
         coverage_loaders: Mapping[str, Iterable[Any]] | None = None,
+        further_loaders: Mapping[str, Mapping[str, Iterable[Any]]] | None = None,
         settings: CoverageSettings | None = None,
         grid: Sequence[CoverageSettings] = (),
         criteria: Sequence[str] | None = None,
@@ -106,8 +112,14 @@ class Recorder:
         self.coverage_loaders = dict(loaders if coverage_loaders is None else coverage_loaders)
         if not self.loaders or not self.coverage_loaders:
             raise ConfigError("a recorder needs at least one validation loader")
+        self.further_loaders = {split: dict(named) for split, named in (further_loaders or {}).items()}
         self.settings = settings or CoverageSettings()
         self.grid = {setting.key(): setting for setting in grid}
+        if self.settings.split is not None:
+            raise ConfigError("the split of nac_me is that of coverage_loaders; leave settings.split away")
+        lacking = {setting.split for setting in grid if setting.split} - self.further_loaders.keys()
+        if lacking:
+            raise ConfigError(f"the grid has settings for the split {min(lacking)!r}; give its further_loaders")
         self.target_loaders = dict(target_loaders or {})
         self.criteria = _chosen(criteria, with_target=bool(self.target_loaders))
         self.ablations = {
@@ -133,9 +145,19 @@ class Recorder:
             computed.
         """
         recording = self.start()
-        for name, loader in {**self.coverage_loaders, **self.loaders, **self.target_loaders}.items():
+        for name, loader in self.measured().items():
             recording.evaluate(name, loader)
         return recording.finish()
+
+    def measured(self) -> dict[str, Iterable[Any]]:
+        """Every loader that a checkpoint's record needs a pass over, by name.
+
+        Returns
+        -------
+        dict of str to iterable
+        """
+        further = {name: loader for named in self.further_loaders.values() for name, loader in named.items()}
+        return {**self.coverage_loaders, **further, **self.loaders, **self.target_loaders}
 
     def memory(self, samples: int, width: int) -> int:
         """Estimate what a recording holds until it is finished.
@@ -229,6 +251,12 @@ class Recording:
         """
         recorder = self._recorder
         covers = name in recorder.coverage_loaders
+        splits = {split for split, named in recorder.further_loaders.items() if name in named}
+        counted = [
+            (settings.layer, counter)
+            for settings, counter in self._counters.items()
+            if (covers if settings.split is None else settings.split in splits)
+        ]
         tally = self._tallies[name] = Tally()
         with observing(recorder.model, recorder.layers, recorder.device, recorder.further) as read:
 
@@ -242,9 +270,9 @@ class Recording:
                     self._covered.update(reading.logits, labels, correct)
                     for own in self._own.values():
                         own.update(name, reading, correct)
-                    for settings, counter in self._counters.items():
-                        at = reading if settings.layer is None else whole.only([settings.layer])
-                        counter.update(at, correct)
+                batch = BatchStates(whole, correct)
+                for layer, counter in counted:
+                    counter.count(batch, reading.activations if layer is None else [layer])
 
             yield update
 
@@ -280,6 +308,9 @@ class Recording:
         data = Collected(
             recorder.model, **{kind: whole.get(kind, {}) for kind in fields}, loaders=recorder.loaders
         )
+        if "sham_count" in recorder.criteria:
+            counter = self._counters[_as_counted(recorder.settings)]
+            values["sham_count"] = _number(counter.num_counted() / self._covered.num_samples)
         for name in recorder.criteria:
             compute = get_criterion(name).compute
             if compute is not None:
@@ -338,12 +369,12 @@ class Recording:
             per_layer = self._counters[_as_counted(settings)].per_layer(settings.fill)
             if key != "nac_me":
                 values[key] = _number(mean(list(per_layer.values())))
-                grid[key] = asdict(settings)
+                grid[key] = settings.as_json()
             if len(per_layer) > 1:
                 for layer, value in per_layer.items():
                     at = f"{key}_at_{layer_key(layer)}"
                     values[at] = _number(value)
-                    grid[at] = {**asdict(settings), "layer": layer}
+                    grid[at] = {**settings.as_json(), "layer": layer}
         return values, grid
 
 

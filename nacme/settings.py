@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from nacme.errors import ConfigError, nearest
 
 QUANTITIES = ("product", "activation", "gradient")
-#: The recorder's names: ``nac_me_a0p1_m50_o500``; ``_all``: all samples; ``_at_LAYER``: one of several layers.
+#: The recorder's names: ``nac_me_a0p1_m50_o500``; ``_all``: all samples; ``_in``: another split than ``nac_me``'s;
+#: ``_at_LAYER``: one of several layers.
 KEY = re.compile(
-    r"nac_me_a(?P<alpha>auto|[0-9p.e-]+)_m(?P<bins>\d+)_o(?P<fill>[0-9p.e-]+)(?P<all>_all)?(?:_at_(?P<layer>.+))?"
+    r"nac_me_a(?P<alpha>auto|[0-9p.e-]+)_m(?P<bins>\d+)_o(?P<fill>[0-9p.e-]+)(?P<all>_all)?"
+    r"(?:_(?P<split>in|out))?(?:_at_(?P<layer>.+))?"
 )
-SETTINGS = ("alpha", "bins", "fill", "samples", "layer")
+SETTINGS = ("alpha", "bins", "fill", "samples", "split", "layer")
+SPLITS = ("out", "in")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class CoverageSettings:
         What the state is made of: ``z * g``, or one of the two alone (ablations).
     layer : str, optional
         The one layer that these settings are for, where a recorder measures several. None: all of them.
+    split : {"out", "in"}, optional
+        The splits that these settings are for, where a recorder measures on several. None: those of ``nac_me``.
 
     Raises
     ------
@@ -50,6 +55,7 @@ class CoverageSettings:
     correct_only: bool = True
     quantity: str = "product"
     layer: str | None = None
+    split: str | None = None
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -61,12 +67,22 @@ class CoverageSettings:
             raise ConfigError(f"quantity={self.quantity!r} is unknown; {nearest(str(self.quantity), QUANTITIES)}")
         if self.layer is not None and not (isinstance(self.layer, str) and self.layer):
             raise ConfigError(f"layer={self.layer!r} must be the dotted path of a layer, or None for all layers")
+        if self.split is not None and self.split not in SPLITS:
+            raise ConfigError(f"split={self.split!r} is unknown; {nearest(str(self.split), SPLITS)}")
 
     def key(self) -> str:
         """Name these settings, for example ``nac_me_a0p1_m50_o500``: the key of a record made with them."""
         alpha, fill = (str(value).replace(".", "p") for value in (self.alpha, self.fill))
         key = f"nac_me_a{alpha}_m{self.bins}_o{fill}" + ("" if self.correct_only else "_all")
+        key += f"_{self.split}" if self.split else ""
         return key if self.layer is None else f"{key}_at_{layer_key(self.layer)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """List the fields, those that came later only where they are in use: records made before compare equal."""
+        fields = asdict(self)
+        if self.split is None:
+            del fields["split"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,8 @@ class Setting:
     bins : int
     fill : int or float
     samples : {"correct", "all"}
+    split : {"main", "out", "in"}
+        ``"main"`` for the split that ``nac_me`` is measured on.
     layer : str
         ``"mean"`` for the mean over the layers measured.
     """
@@ -89,6 +107,7 @@ class Setting:
     bins: int
     fill: int | float
     samples: str
+    split: str
     layer: str
 
 
@@ -115,6 +134,7 @@ def parse_key(key: str) -> Setting | None:
         int(found["bins"]),
         int(fill) if fill.isdigit() else float(fill),
         "all" if found["all"] else "correct",
+        found["split"] or "main",
         found["layer"] or "mean",
     )
 

@@ -177,6 +177,16 @@ def rewind_records(directory: Path, count: int, own: Sequence[str], name: str = 
         write_atomically(path, lambda file: file.write(wanted))
 
 
+def first_record(directory: Path) -> str | None:
+    """Read the first line of a run's records; None: there is no whole one."""
+    path = directory / RESULTS
+    if not path.exists():
+        return None
+    with path.open() as file:
+        line = file.readline()
+    return line if line.endswith("\n") else None
+
+
 def has_records(directory: Path) -> bool:
     """Whether the run has written at least one record."""
     path = directory / RESULTS

@@ -6,11 +6,14 @@ import re
 
 from nacme.records.run import ADDED as ADDED
 from nacme.records.run import AVERAGES as AVERAGES
+from nacme.records.run import CONTROLS as CONTROLS
 from nacme.records.run import DETECTED as DETECTED
 from nacme.records.run import RESULTS as RESULTS
 
 STATE = "state.pt"
 COVERAGE = "coverage.npz"
+#: Folders of what each checkpoint counted, while a run is trained and while it is scored.
+COUNTS, SCORED_COUNTS = "counts", "counts_scored"
 LOCK = ".lock"
 FAILED = "failed"
 DONE = "done"

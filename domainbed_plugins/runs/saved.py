@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,15 @@ class Ledger:
         self._asked = json.loads(json.dumps(asked))
         self._records = {record["step"]: record for record in read_lines(self._path)}
 
-    def holds(self, step: int) -> bool:
-        """Whether a step is done."""
-        nac: dict[str, Any] = self._records.get(step, {}).get("nac") or {}
-        return bool(nac.get("asked") == self._asked)
+    def steps(self) -> list[int]:
+        """The steps that are written down."""
+        return sorted(self._records)
+
+    def measured(self, step: int | None = None) -> dict[str, Any]:
+        """What the ``nac`` object of a step says, of any step for None; empty where nothing is measured."""
+        steps = self._records if step is None else [step]
+        found = (self._records.get(each, {}).get("nac") or {} for each in steps)
+        return next((nac for nac in found if nac.get("asked")), {})
 
     def add(self, step: int, record: dict[str, Any]) -> None:
         """Write a step down.
@@ -120,6 +125,27 @@ class Ledger:
             If the file cannot be written.
         """
         self._records[step] = {**record, "nac": {**record["nac"], "asked": self._asked}, "step": step}
+        self._write()
+
+    def update(self, values: Mapping[int, Mapping[str, Any]]) -> None:
+        """Add values to steps that are written down already.
+
+        Parameters
+        ----------
+        values : mapping of int to mapping
+            By step, values by key.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be written.
+        """
+        for step, added in values.items():
+            self._records[step] = {**self._records[step], **added}
+        if values:
+            self._write()
+
+    def _write(self) -> None:
         lines = [json.dumps(self._records[key], sort_keys=True) + "\n" for key in sorted(self._records)]
         new = self._path.with_name(f"{ADDED}.tmp")
         try:

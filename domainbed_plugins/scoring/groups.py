@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.data.decoded import SplitBatches, ValidationData
 from domainbed_plugins.machine import default_workers, free_memory
+from domainbed_plugins.recording.recorder import make_recorder
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.runs.saved import Job
 from nacme.errors import ConfigError
@@ -41,10 +42,13 @@ class Measured:
         For ``nac.jsonl``.
     accuracy_gap : float
         Largest difference of a split's accuracy from the one that training recorded.
+    counts : dict of str to Tensor, shape [N, M - 1]
+        What ``nac_me`` counted, by layer.
     """
 
     record: dict[str, Any]
     accuracy_gap: float
+    counts: dict[str, Tensor]
 
 
 class GroupScorer:
@@ -165,28 +169,23 @@ class GroupScorer:
         algorithm.to(self._device)
         load_weights(algorithm, state, job.checkpoint)
 
-        options = self._options
-        envs = [env for env in range(len(dataset)) if env not in job.args["test_envs"]]
-        targets = job.args["test_envs"] if options.target_unlabeled else []
-        covered, validated, unlabeled = (
-            {f"env{env}_{split}": data.loader(f"env{env}_{split}") for env in part}
-            for part, split in ((envs, options.split), (envs, "out"), (targets, "out"))
-        )
-        recorder = Recorder(
+        splits: dict[str, SplitBatches] = {}
+
+        def loader(name: str) -> SplitBatches:
+            return splits.setdefault(name, data.loader(name))
+
+        recorder = make_recorder(
             algorithm,
-            validated,
-            coverage_loaders=covered,
-            criteria=options.criteria,
-            target_loaders=unlabeled,
-            settings=options.settings,
-            grid=options.grid,
-            layers=options.layers,
-            device=self._device,
-            notes={"split": options.split, "testbed": str(testbed), "augmented": False},
+            self._options,
+            loader,
+            [env for env in range(len(dataset)) if env not in job.args["test_envs"]],
+            job.args["test_envs"],
+            self._device,
+            {"testbed": str(testbed), "augmented": False},
         )
         recorder.warned = True  # said once for all checkpoints
         seed = testbed.misc.seed_hash(job.args["seed"], job.step)
-        return _Subject(job, kind, recorder, {**covered, **validated, **unlabeled}, seed)
+        return _Subject(job, kind, recorder, splits, seed)
 
     def _open(self, job: Job) -> tuple[Testbed, ValidationData]:
         name = job.args["dataset"]
@@ -288,7 +287,7 @@ class _Subject:
         if not self.error:
             with self.turn():
                 record = self.recording.finish()
-        return self.error or Measured(record, self._gap)
+        return self.error or Measured(record, self._gap, self.recorder.counts)
 
 
 def _generators() -> list[Tensor]:

@@ -9,10 +9,10 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from domainbed_plugins.recording.options import as_begun, begun_layers
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.lock import BusyError, lock_note, locked, shared_lock
@@ -22,6 +22,7 @@ from domainbed_plugins.sweep.launchers.base import Outcome, Progress
 from domainbed_plugins.sweep.spec_file import load_spec
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
 from nacme.errors import ConfigError, NacmeError
+from nacme.settings import CoverageSettings
 
 if TYPE_CHECKING:
     from nacme.output import Format
@@ -61,11 +62,14 @@ def run_sweep(
     NacmeError
         If a run failed; the message lists them with the last lines of their ``err.txt``.
     """
-    chosen = find_launcher(launcher)(
+    launcher_class = find_launcher(launcher)
+    jobs = make_jobs(spec, output_dir, data_dir, domainbed)
+    spec.load_criteria()
+    _open_sweep(spec, output_dir)
+    spec = as_begun(spec, _layers_begun(jobs))
+    chosen = launcher_class(
         spec.train_options(), domainbed=domainbed, resources=spec.resources, parallel=processes, wait=wait
     )
-    jobs = make_jobs(spec, output_dir, data_dir, domainbed)
-    _open_sweep(spec, output_dir)
     done = sum(job.state == "done" for job in jobs)
     print(f"{len(jobs)} runs, {done} done already; records go to {output_dir}", file=sys.stderr, flush=True)
     if done == len(jobs):
@@ -75,21 +79,18 @@ def run_sweep(
     _report(jobs, outcomes)
 
 
+def _layers_begun(jobs: Sequence[Job]) -> str | None:
+    """Tell which layers the sweep's runs were begun with; None: none of them had a choice."""
+    for job in jobs:
+        nac = json.loads(run_files.first_record(job.output_dir) or "{}").get("nac") or {}
+        # the embedded testbed's network is none that the authors measured
+        if nac and not nac.get("testbed", "").startswith("embedded"):
+            return str(begun_layers(None, nac["layers"]))
+    return None
+
+
 def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
-    measured: dict[str, Any] = {
-        "settings": asdict(spec.settings) if spec.settings else None,
-        "grid": [asdict(settings) for settings in spec.grid],
-        "layers": spec.layers,
-        "split": spec.split,
-        "criteria": spec.criteria,
-        "target_unlabeled": spec.target_unlabeled,
-        "eval_splits": spec.eval_splits,
-        "keep": sorted(spec.keep),
-    }
-    if spec.average:
-        measured["average"] = [sorted(spec.average), spec.average_from, spec.average_decay]
     path = output_dir / paths.SETTINGS
-    text = json.dumps(measured, indent=2, sort_keys=True) + "\n"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / paths.QUEUE).open("a").close()
@@ -102,6 +103,12 @@ def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
         raise ConfigError(
             f"{path} is not JSON ({error}); delete it if its sweep is the one that you run"
         ) from error
+    if before is not None and before.get("settings") is None:  # of a sweep begun from Python without any
+        before["settings"] = CoverageSettings().as_json()
+    measured = {**spec.as_json(), "eval_splits": spec.eval_splits, "keep": sorted(spec.keep)}
+    if spec.average:
+        measured["average"] = [sorted(spec.average), spec.average_from, spec.average_decay]
+    text = json.dumps(measured, indent=2, sort_keys=True) + "\n"
     if before is None:
         run_files.write_atomically(path, lambda file: file.write(text.encode()))
         return

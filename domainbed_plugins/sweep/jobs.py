@@ -10,16 +10,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.backends.arguments import STOCK_FLAGS
+from domainbed_plugins.recording.options import RecordOptions
 from nacme.errors import ConfigError
+from nacme.settings import CoverageSettings
 
-if TYPE_CHECKING:
-    from nacme.settings import CoverageSettings
+#: Words for the test environments of a sweep's runs.
+COMBINATIONS = ("single", "pairs", "pairs_only", "single_source")
 
 State = Literal["not launched", "incomplete", "done"]
 
@@ -50,21 +52,22 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class SweepSpec:
-    """The runs of a sweep, as the product of what varies, and how each is trained.
+class SweepSpec(RecordOptions):
+    """The runs of a sweep, as the product of what varies, and how each is trained and recorded.
 
     Attributes
     ----------
     datasets, algorithms : sequence of str
-    test_envs : {"single", "pairs"} or sequence of sequence of int
+    test_envs : {"single", "pairs", "pairs_only", "single_source"} or sequence of sequence of int
         ``"single"``: each environment in turn. ``"pairs"``: each environment and each pair, as DomainBed's
-        leave-one-domain-out cross-validation needs.
+        leave-one-domain-out cross-validation needs. ``"pairs_only"``: each pair. ``"single_source"``: all but
+        one, so that each environment in turn is trained on alone.
     hparams_seeds, trial_seeds : sequence of int
     steps, checkpoint_freq : int, optional
         None: the data set's.
     hparams : mapping
         Overrides what is drawn.
-    settings, grid, layers, split, criteria, target_unlabeled, eval_splits, n_workers
+    eval_splits, n_workers
         See `domainbed_plugins.training.options.TrainOptions`.
     keep : sequence of str
         Checkpoints that stay on disk: ``"all"``, or some of ``"last"`` and ``"best:CRITERION"``. None given: the
@@ -75,6 +78,7 @@ class SweepSpec:
         For Slurm.
     """
 
+    settings: CoverageSettings = field(default_factory=CoverageSettings, kw_only=True)
     datasets: Sequence[str]
     algorithms: Sequence[str]
     test_envs: str | Sequence[Sequence[int]] = "single"
@@ -83,12 +87,6 @@ class SweepSpec:
     steps: int | None = None
     checkpoint_freq: int | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
-    settings: CoverageSettings | None = None
-    grid: tuple[CoverageSettings, ...] = ()
-    layers: list[str] | None = None
-    split: str = "out"
-    criteria: list[str] | None = None
-    target_unlabeled: bool = False
     eval_splits: str = "all"
     n_workers: int | str | None = None
     keep: Sequence[str] = ()
@@ -99,10 +97,9 @@ class SweepSpec:
 
     def train_options(self) -> dict[str, Any]:
         """Fields of `domainbed_plugins.training.options.TrainOptions`."""
-        given = {"settings": self.settings} if self.settings else {}
-        names = ["grid", "layers", "split", "criteria", "target_unlabeled", "eval_splits", "n_workers", "keep"]
-        names += ["average", "average_from", "average_decay"]
-        return {**given, **{name: getattr(self, name) for name in names}}
+        names = [field.name for field in fields(RecordOptions)]
+        names += ["eval_splits", "n_workers", "keep", "average", "average_from", "average_decay"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -205,8 +202,10 @@ def _test_envs(wanted: str | Sequence[Sequence[int]], count: int) -> list[list[i
         return [[env] for env in range(count)]
     if wanted == "pairs":
         return [[i] if i == j else [i, j] for i in range(count) for j in range(i, count)]
+    if wanted == "pairs_only":
+        return [list(pair) for pair in itertools.combinations(range(count), 2)]
+    if wanted == "single_source":
+        return [[env for env in range(count) if env != source] for source in range(count)]
     if isinstance(wanted, str):
-        raise ConfigError(
-            f"test_envs={wanted!r} is unknown; use 'single', 'pairs' or a list such as [[0], [1, 2]]"
-        )
+        raise ConfigError(f"test_envs={wanted!r} is unknown; use {', '.join(map(repr, COMBINATIONS))}, or a list")
     return [list(envs) for envs in wanted]

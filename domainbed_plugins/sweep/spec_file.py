@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from domainbed_plugins.backends.arguments import NETWORK_FLAGS, parse_hparams, with_network
-from domainbed_plugins.sweep.jobs import Resources, SweepSpec
-from domainbed_plugins.train import alpha_value, average_from, fill_value, make_grid, worker_count
+from domainbed_plugins.recording.flags import alpha_value, fill_value, make_grid, worker_count
+from domainbed_plugins.recording.options import read_layers
+from domainbed_plugins.sweep.jobs import COMBINATIONS, Resources, SweepSpec
+from domainbed_plugins.train import average_from
 from nacme.errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from nacme.settings import CoverageSettings
+from nacme.settings import SPLITS, CoverageSettings
 
 Reader = Callable[[Any], Any]
 #: Where the shipped specifications are: beside the packages in a checkout, inside one when installed.
@@ -50,7 +50,9 @@ def load_spec(path: str | Path) -> SweepSpec:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{found}{place}: not YAML ({getattr(error, 'problem', error)})") from error
-    return parse_spec(content, str(found))
+    spec = parse_spec(content, str(found))
+    beside = found.parent / (spec.criteria_module or "")
+    return replace(spec, criteria_module=str(beside.resolve())) if beside.is_file() else spec
 
 
 def find_spec(path: str | Path) -> Path:
@@ -99,18 +101,16 @@ def parse_spec(content: Any, name: str = "the specification") -> SweepSpec:
     grid = nac.pop("grid", {})
     try:
         settings = _settings(nac)
-        variants = make_grid(grid, settings)
+        split = nac.get("split", "out")
+        variants = make_grid(grid, settings, split)
+        layers = read_layers(nac.get("layers"))
     except ConfigError as error:
         raise ConfigError(f"{name}: nac: {error}") from error
     values["resources"] = Resources(**values.get("resources", {}))
-    return SweepSpec(
-        **values, settings=settings, grid=variants, layers=nac.get("layers"), split=nac.get("split", "out")
-    )
+    return SweepSpec(**values, settings=settings, grid=variants, layers=layers, split=split)
 
 
 def _settings(nac: Mapping[str, Any]) -> CoverageSettings:
-    from nacme.settings import CoverageSettings
-
     given = {key: nac[key] for key in ("alpha", "bins", "fill") if key in nac}
     return CoverageSettings(**given, correct_only=not nac.get("all_samples", False))
 
@@ -156,6 +156,15 @@ def _names(value: Any) -> list[str]:
     return value
 
 
+def _layers(value: Any) -> list[str]:
+    if isinstance(value, str) and value:
+        return [value]
+    try:
+        return _names(value)
+    except ValueError:
+        raise ValueError("'authors', 'penultimate' or a list of names") from None
+
+
 def _seeds(value: Any) -> list[int]:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return list(range(value))
@@ -166,14 +175,15 @@ def _seeds(value: Any) -> list[int]:
 
 
 def _test_envs(value: Any) -> str | list[list[int]]:
-    if value in ("single", "pairs"):
+    if value in COMBINATIONS:
         return str(value)
+    known = f"{', '.join(map(repr, COMBINATIONS))} or a list such as [[0], [1, 2]]"
     if not isinstance(value, list) or not value:
-        raise ValueError("'single', 'pairs' or a list such as [[0], [1, 2]]")
+        raise ValueError(known)
     combinations = [item if isinstance(item, list) else [item] for item in value]
     for envs in combinations:
         if not envs or not all(type(env) is int and env >= 0 for env in envs) or len(set(envs)) < len(envs):
-            raise ValueError("'single', 'pairs' or a list such as [[0], [1, 2]]")
+            raise ValueError(known)
     return combinations
 
 
@@ -262,12 +272,13 @@ _GRID: dict[str, Reader] = {
     "bins": _each(_whole(2)),
     "fill": _each(_fill),
     "layer": _each(_text),
+    "split": _each(_choice(*SPLITS)),
 }
 _NAC: dict[str, Reader] = {
     "alpha": _alpha,
     "bins": _whole(2),
     "fill": _fill,
-    "layers": _names,
+    "layers": _layers,
     "split": _choice("out", "in"),
     "all_samples": _flag,
     "grid": dict,
@@ -296,6 +307,7 @@ _TOP: dict[str, Reader] = {
     "channels_last": _flag,
     "nac": dict,
     "criteria": _names,
+    "criteria_module": _text,
     "target_unlabeled": _flag,
     "eval_splits": _choice("all", "fast"),
     "n_workers": _workers,

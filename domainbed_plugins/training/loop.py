@@ -26,9 +26,11 @@ from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, Splits
 from domainbed_plugins.data.streams import EvalStream, TrainStream, collate
 from domainbed_plugins.interface import Testbed
 from domainbed_plugins.machine import loader_workers
+from domainbed_plugins.recording.recorder import make_recorder
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths, snapshot
-from domainbed_plugins.runs.keep import tidy
+from domainbed_plugins.runs.counts import SHAM, CountStore
+from domainbed_plugins.runs.keep import read_records, tidy
 from domainbed_plugins.runs.lock import Lock
 from domainbed_plugins.training import head
 from domainbed_plugins.training.averages import Averages, InOrder, first_step, sample
@@ -116,30 +118,24 @@ class Training:
             }
             self.average_recorder = self._make_recorder(self.average_loaders)
             self.average_recorder.warned = True  # said of the run itself
+        self.counts = CountStore(directory / paths.COUNTS, options.settings.as_json())
         if state:
             self._restore(state)
 
     def _make_recorder(self, loaders: Mapping[str, Any]) -> Recorder:
-        options, envs = self.options, [index for index, _, _ in self.splits.train]
-        return Recorder(
+        return make_recorder(
             self.algorithm,
-            {f"env{index}_out": loaders[f"env{index}_out"] for index in envs},
-            coverage_loaders={name: loaders[name] for name in self._measured()},
-            settings=options.settings,
-            grid=options.grid,
-            criteria=options.criteria,
-            target_loaders={
-                f"env{index}_out": loaders[f"env{index}_out"]
-                for index in self.args["test_envs"]
-                if options.target_unlabeled
-            },
-            layers=options.layers,
-            device=self.device,
-            notes={"split": options.split, "testbed": str(self.testbed), "splits_hash": self.splits.hash},
+            self.options,
+            loaders.__getitem__,
+            [index for index, _, _ in self.splits.train],
+            self.args["test_envs"],
+            self.device,
+            {"testbed": str(self.testbed), "splits_hash": self.splits.hash},
         )
 
     def _measured(self) -> list[str]:
-        return [f"env{index}_{self.options.split}" for index, _, _ in self.splits.train]
+        splits = self.options.splits()
+        return [f"env{index}_{split}" for index, _, _ in self.splits.train for split in splits]
 
     def _make_streams(self, positions: Mapping[str, Any]) -> None:
         splits, batch_size = self.splits, self.hparams["batch_size"]
@@ -207,8 +203,20 @@ class Training:
                 self._save_model(paths.last_model(kind), dataset)
         if self.options.keep:
             tidy(self.directory, self.options.keep, finished=True)
+        if SHAM in self.recorder.criteria:
+            self._write_controls()
         run_files.write_atomically(self.directory / paths.DONE, lambda file: file.write(b"done"))
         (self.directory / paths.STATE).unlink(missing_ok=True)
+        self.counts.clear()
+
+    def _write_controls(self) -> None:
+        """Write down what needs the counts of all checkpoints, beside the records, which stay as they are."""
+        steps = (record["step"] for record in read_records(self.directory))
+        values = self.counts.shams(steps, self.options.settings.fill, self.args["seed"])
+        lines = "".join(json.dumps({"step": step, SHAM: value}) + "\n" for step, value in values.items())
+        if lines:
+            path = self.directory / paths.CONTROLS
+            run_files.write_atomically(path, lambda file: file.write(lines.encode()))
 
     def _interrupted(self, number: int) -> InterruptedRun:
         return InterruptedRun(
@@ -244,6 +252,7 @@ class Training:
         self.values.clear()
         if self.args["save_model_every_checkpoint"]:
             self._save_model(paths.step_model(step), self.splits.dataset)
+        self.counts.add(step, self.recorder.counts, results)
         self.line = json.dumps(results, sort_keys=True)
         self.average_lines = [json.dumps(record, sort_keys=True) for record in self._measure_averages(step, epoch)]
         run_files.save_state(self.directory, self.state())
@@ -260,7 +269,7 @@ class Training:
 
     def _evaluate(self, recorder: Recorder, streams: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
         recording = recorder.start()
-        measured = {**recorder.loaders, **recorder.coverage_loaders, **recorder.target_loaders}
+        measured = recorder.measured()
         results: dict[str, Any] = {}
         for name, stream in streams.items():
             if name in measured:

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domainbed_plugins.recording.options import RecordOptions
 from nacme.errors import ConfigError
-from nacme.settings import CoverageSettings
 
 
-@dataclass(frozen=True)
-class TrainOptions:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RecordOptions):
     """What the plugin adds to DomainBed's arguments.
 
     Attributes
     ----------
-    settings : CoverageSettings
-    grid : tuple of CoverageSettings
-        Further settings to record from the same pass.
-    layers : sequence of str, optional
-        None: penultimate features.
-    split : {"out", "in"}
-        The training environments' splits that coverage is measured on.
-    criteria : list of str, optional
-        Criteria to record beside NAC-ME and the validation loss. None: all that take no further pass.
-    target_unlabeled : bool
-        Whether to record criteria that look at unlabelled target data, the test environments' ``out`` splits.
     eval_splits : {"all", "fast"}
         ``"fast"`` leaves out the training environments' ``in`` splits, unless coverage is measured there. It
         draws other random numbers than DomainBed does.
@@ -46,12 +35,6 @@ class TrainOptions:
         Called after each step with ``(step, n_steps)``.
     """
 
-    settings: CoverageSettings = field(default_factory=CoverageSettings)
-    grid: tuple[CoverageSettings, ...] = ()
-    layers: list[str] | None = None
-    split: str = "out"
-    criteria: list[str] | None = None
-    target_unlabeled: bool = False
     eval_splits: str = "all"
     n_workers: int | str | None = None
     keep: Sequence[str] = ()
@@ -75,8 +58,9 @@ def comparable(args: Mapping[str, Any], options: TrainOptions) -> dict[str, str]
         JSON, by flag or field name.
     """
     kept = {key: value for key, value in args.items() if key not in ("data_dir", "output_dir")}
-    kept["nac"] = {**asdict(options.settings), "split": options.split, "layers": options.layers}
-    kept["nac_grid"] = [asdict(settings) for settings in options.grid]
+    asked = options.as_json()
+    kept["nac"] = {**asked["settings"], "split": asked["split"], "layers": asked["layers"]}
+    kept["nac_grid"] = asked["grid"]
     kept["keep"] = sorted(options.keep)
     kept["criteria"] = {"names": options.criteria, "target_unlabeled": options.target_unlabeled}
     kept["eval_splits"] = options.eval_splits

@@ -6,6 +6,7 @@ Source: ``domainbed/scripts/train.py``.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import sys
@@ -24,6 +25,7 @@ from domainbed_plugins.backends.arguments import check_names, make_hparams
 from domainbed_plugins.data.generators import seed_everything
 from domainbed_plugins.data.splits import make_splits
 from domainbed_plugins.interface import Testbed
+from domainbed_plugins.recording.options import as_begun, begun_layers
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.keep import check_keep
@@ -56,6 +58,7 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
         After SIGTERM or SIGUSR1.
     """
     args, options = dict(args), options or TrainOptions()
+    options.load_criteria()
     check_names(testbed, args)
     check_keep(options.keep, skip_model_save=args["skip_model_save"])
     n_steps = args["steps"] or testbed.datasets.get_dataset_class(args["dataset"]).N_STEPS
@@ -87,7 +90,11 @@ def _begin(
     testbed: Testbed, args: dict[str, Any], hparams: dict[str, Any], options: TrainOptions, output: Path
 ) -> Training:
     """Make a run ready for its first step, or for the one after its saved state."""
-    state = _resumable(output, args, options)
+    state = run_files.load_state(output)
+    if state:
+        settings = state["settings"] = _settings_begun(output, state)
+        options = as_begun(options, json.loads(settings["nac"])["layers"])
+    _check_resumable(output, state, args, options)
     (output / paths.FAILED).unlink(missing_ok=True)
     files.clean(output)
     _describe(testbed, args, hparams)
@@ -114,9 +121,20 @@ def _open_output(output: Path) -> None:
         raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}; choose another") from error
 
 
-def _resumable(output: Path, args: Mapping[str, Any], options: TrainOptions) -> dict[str, Any] | None:
-    """Find where an interrupted run goes on; None where it starts."""
-    state = run_files.load_state(output)
+def _settings_begun(output: Path, state: Mapping[str, Any]) -> dict[str, str]:
+    """Read the settings of an interrupted run, with what its layers are called today."""
+    settings = dict(state["settings"])
+    nac = json.loads(settings["nac"])
+    first = json.loads(state["line"] or run_files.first_record(output) or "{}").get("nac") or {}
+    nac["layers"] = begun_layers(nac["layers"], first.get("layers", ()))
+    settings["nac"] = json.dumps(nac, sort_keys=True)
+    return settings
+
+
+def _check_resumable(
+    output: Path, state: Mapping[str, Any] | None, args: Mapping[str, Any], options: TrainOptions
+) -> None:
+    """Refuse to go on with a run that was begun otherwise, or by another program."""
     if state:
         check_same(output, state, args, options)
     elif run_files.has_records(output):
@@ -124,7 +142,6 @@ def _resumable(output: Path, args: Mapping[str, Any], options: TrainOptions) -> 
             f"{output} holds records but no state to go on from, as a run that DomainBed started; "
             "delete it to start anew, or choose another --output_dir"
         )
-    return state
 
 
 @contextlib.contextmanager

@@ -50,9 +50,9 @@ def _network(
     )
 
 
-def _coverage(name: str, source: str, description: str) -> Criterion:
+def _coverage(name: str, source: str, description: str, *, control: bool = False) -> Criterion:
     """Build a criterion that the recorder measures with a coverage counter of its own."""
-    return Criterion(name, True, "ind", ("features", "gradients"), PASS, source, description)
+    return Criterion(name, True, "ind", ("features", "gradients"), PASS, source, description, control=control)
 
 
 for _builtin in (
@@ -151,6 +151,21 @@ for _builtin in (
         "nac_activation", f"{NAC}, ablation; the scale is ours", "NAC-ME of the activation alone, alpha auto."
     ),
     _coverage("nac_gradient", "ablation of ours", "NAC-ME of the gradient alone, alpha auto."),
+    _coverage(
+        "nac_me_all", f"{NAC}; the authors count correct samples only", "NAC-ME of all samples: never accuracy."
+    ),
+    _coverage(
+        "sham_count",
+        "control of ours",
+        "What nac_me knows of accuracy: the share of samples that it counts.",
+        control=True,
+    ),
+    _coverage(
+        "sham_permuted",
+        "control of ours",
+        "nac_me of another checkpoint's states, as many as this one counts; written when a run ends.",
+        control=True,
+    ),
     _network(
         "val_loss_variance",
         "lower",

@@ -80,6 +80,9 @@ class Criterion:
         Whether it is recorded only when asked for by name.
     counter : callable, optional
         Makes the `Counter` that measures it on the splits that coverage is measured on, a fresh one each time.
+    control : bool
+        Whether it is a sham: it shares everything with another criterion but what that one claims to measure, and
+        stands in tables for comparison, never as a candidate for use.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Criterion:
     partial: bool = False
     optional: bool = False
     counter: Callable[[], Counter] | None = None
+    control: bool = False
 
     @property
     def is_recorded(self) -> bool:

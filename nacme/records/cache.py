@@ -12,13 +12,13 @@ from pathlib import Path
 
 from nacme import files
 from nacme.errors import NacmeWarning
-from nacme.records.run import ADDED, DETECTED, FROM_NAC, HEAD, RESULTS
+from nacme.records.run import ADDED, CONTROLS, DETECTED, FROM_NAC, HEAD, RESULTS
 from nacme.records.table import Table
 from nacme.version import __version__
 
 NAME = ".nacme_cache.npz"
 #: Raised when reading changes, so that what was read before serves no longer.
-FORM = 2
+FORM = 3
 
 
 def signature(sweep: Path, runs: Iterable[str], known: Iterable[str]) -> str:
@@ -43,7 +43,7 @@ def signature(sweep: Path, runs: Iterable[str], known: Iterable[str]) -> str:
     digest = hashlib.sha256(json.dumps([__version__, FORM, *HEAD, *FROM_NAC, *sorted(known)]).encode())
     for run in runs:
         # Adding or removing a file changes the directory's own time, appending to one does not.
-        for path in (run, f"{run}/{RESULTS}", f"{run}/{ADDED}", f"{run}/{DETECTED}"):
+        for path in (run, f"{run}/{RESULTS}", f"{run}/{ADDED}", f"{run}/{CONTROLS}", f"{run}/{DETECTED}"):
             try:
                 state = os.stat(f"{sweep}/{path}")
                 said = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"

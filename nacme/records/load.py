@@ -228,6 +228,16 @@ def _alarms(facts: Facts, sweep: Path) -> tuple[list[str], list[str]]:
             f"coverage in {sweep} was measured with {len(settings)} settings, whose nac_me do not compare "
             f"across runs: {'; '.join(settings[:5])}; keep each setting in a sweep of its own"
         )
+    where: dict[str, list[str]] = {}
+    for text in facts["layers"]:
+        runs, _, layers = text.partition(": ")
+        where.setdefault(runs, []).append(layers)
+    if mixed := {runs: layers for runs, layers in where.items() if len(layers) > 1}:
+        named = "; ".join(f"{runs} at {' and at '.join(layers)}" for runs, layers in mixed.items())
+        kept.append(
+            f"coverage in {sweep} was measured at different layers, whose nac_me do not compare: {named}; keep "
+            "the runs of each layer in a sweep of its own"
+        )
     return left_out, kept
 
 

@@ -18,6 +18,8 @@ RESULTS = "results.jsonl"
 ADDED = "nac.jsonl"
 AVERAGES = "averages.jsonl"
 DETECTED = "ood.jsonl"
+#: What training writes when a run ends, by step, since it needs all checkpoints.
+CONTROLS = "controls.jsonl"
 
 #: What is the same for all checkpoints of a block, in this order; ``args`` is a digest of the run's arguments.
 HEAD = (
@@ -93,6 +95,7 @@ class Run:
     unmatched: int = 0  # lines of nac.jsonl whose step results.jsonl does not have
     settings: set[str] = field(default_factory=set)
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
+    layers: set[str] = field(default_factory=set)  # "DATASET ALGORITHM: LAYERS", where coverage was measured
 
 
 def read_run(
@@ -124,7 +127,7 @@ def read_run(
         run.restarted |= record["step"] in records
         records[record["step"]] = number, record
     further: dict[str, dict[int, tuple[int, dict[str, Any]]]] = {}
-    for file in (ADDED, DETECTED):
+    for file in (CONTROLS, ADDED, DETECTED):
         if file in files:
             path = os.path.join(directory, file)
             further[path] = {record["step"]: (number, record) for number, record in read_lines(path, faults)}
@@ -254,6 +257,9 @@ class _Layout:
         numbers["model"] = model
         if nac := record.get("nac"):
             run.settings.add(", ".join([f"{key} {str(nac[key])[:40]}" for key in _SETTINGS if key in nac]))
+            if isinstance(layers := nac.get("layers"), list):
+                where = f"{self._args['dataset']} {self._args['algorithm']}"
+                run.layers.add(f"{where}: {', '.join(map(str, layers))[:200]}")
         if not self._blocks:
             self._blocks = [Block(head, {}) for head in self._heads]
             run.blocks += self._blocks

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from nacme.records.run import HEAD, RESULTS, Run, read_run
 
 #: What `Facts` tells of: directories without records, runs whose records are all unreadable, lines left out,
-#: runs with repeated steps, runs with added values for unknown steps, settings of coverage.
-FACTS = ("bare", "empty", "skipped", "restarted", "unmatched", "settings")
+#: runs with repeated steps, runs with added values for unknown steps, settings of coverage, and its layers.
+FACTS = ("bare", "empty", "skipped", "restarted", "unmatched", "settings", "layers")
 Facts = dict[str, list[str]]
 
 
@@ -58,6 +58,7 @@ class Table:
             "restarted": [run.name for run in runs if run.restarted],
             "unmatched": [run.name for run in runs if run.unmatched],
             "settings": sorted(set[str]().union(*(run.settings for run in runs))),
+            "layers": sorted(set[str]().union(*(run.layers for run in runs))),
         }
         heads = {name: np.array([block.head[i] for block in blocks]) for i, name in enumerate(HEAD)}
         return cls(heads, np.array([len(block) for block in blocks], np.int64), columns, facts)
@@ -71,7 +72,7 @@ class Table:
             for name in dict.fromkeys(name for t in held for name in t.columns)
         }
         facts = {kind: [text for t in tables for text in t.facts[kind]] for kind in FACTS}
-        facts["settings"] = sorted(set(facts["settings"]))
+        facts |= {kind: sorted(set(facts[kind])) for kind in ("settings", "layers")}
         heads = {name: np.concatenate([t.heads[name] for t in held]) for name in HEAD}
         return cls(heads, np.concatenate([t.lengths for t in held]), columns, facts)
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from domainbed_plugins.train import main, parse_grid
+from domainbed_plugins.recording.flags import parse_grid
+from domainbed_plugins.train import main
 from nacme.errors import ConfigError
 from nacme.output import report_errors
 from nacme.settings import CoverageSettings

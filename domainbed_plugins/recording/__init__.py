@@ -1,0 +1,1 @@
+"""Recording coverage in DomainBed: what is asked for, at which layers, and the recorder that measures it."""
