@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.studies.figures import fill_text
 from analysis.studies.tables import RIVALS
+from nacme.sensitivity import SEEING
 
 #: The criteria that stand beside each other in each test env.
 SHOWN = ["val_acc", "nac_me", "nac_me_nested", "last"]
@@ -159,7 +160,7 @@ def _nested(tables: Mapping[str, pd.DataFrame]) -> str:
     )
     rows = []
     for env in settings.index.unique("test_env"):
-        cells = [*_chosen(settings.loc[(env, "nested")]), *_chosen(criteria.loc[(env, "nested")])]
+        cells = [*_chosen(settings.loc[(env, SEEING)]), *_chosen(criteria.loc[(env, SEEING)])]
         others = [settings.loc[(env, name), "kendall_tau"] for name in ("peeking", *RIVALS)]
         rows.append([str(env), *cells, *map(number, others)])
     head = ["test env", "setting", "tau", "regret", "criterion or setting", "tau", "regret"]
@@ -204,5 +205,5 @@ def _across(across: pd.DataFrame) -> str:
     for dataset, group in across.groupby("dataset", sort=False):
         of = group.set_index("choice")
         taus = [number(of.loc[name, "kendall_tau"]) for name in RIVALS]
-        rows.append([str(dataset), *_chosen(of.loc["nested"]), *taus])
+        rows.append([str(dataset), *_chosen(of.loc[SEEING]), *taus])
     return table(["data set", "chosen on the others", "tau", "regret", *map(code, RIVALS)], rows, texts=2)

@@ -11,7 +11,7 @@ from nacme import bootstrap
 from nacme.comparison import compare_criteria
 from nacme.criteria.registry import criterion, criterion_values, oriented_values
 from nacme.quality import selection_quality, summarise_quality
-from nacme.sensitivity import grid_settings, nested_choice, sensitivity
+from nacme.sensitivity import SEEING, grid_settings, nested_seeing_target, sensitivity
 
 #: What every study records, and combinations that could be had for nothing.
 RECORDED = [
@@ -58,7 +58,7 @@ def with_nested(df: pd.DataFrame, settings: pd.DataFrame, criteria: pd.DataFrame
     """Add what `nested_settings` and `nested_criteria` chose as columns, turned so that higher is better."""
     for name, table in (("nac_me_nested", settings), ("any_nested", criteria)):
         values = pd.Series(float("nan"), index=df.index)
-        keys = table[table["choice"] == "nested"].set_index("test_env")["key"].dropna()
+        keys = table[table["choice"] == SEEING].set_index("test_env")["key"].dropna()
         for env, key in keys.items():
             values[df["test_env"] == env] = oriented_values(df, key)
         df = df.assign(**{name: values})
@@ -76,19 +76,19 @@ def settings(df: pd.DataFrame) -> pd.DataFrame:
 
 def nested_settings(df: pd.DataFrame) -> pd.DataFrame:
     """Choose the setting on a data set's other test envs."""
-    return nested_choice(df, baselines=RIVALS)
+    return nested_seeing_target(df, baselines=RIVALS)
 
 
 def nested_criteria(df: pd.DataFrame) -> pd.DataFrame:
     """Choose among all criteria and all settings on a data set's other test envs."""
-    return nested_choice(df, baselines=RIVALS, candidates=candidates(df))
+    return nested_seeing_target(df, baselines=RIVALS, candidates=candidates(df))
 
 
 def across(studies: pd.DataFrame) -> pd.DataFrame:
     """Choose among all criteria and settings on the other data sets, and judge on this one."""
     names = list(dict.fromkeys(studies["dataset"]))
     as_envs = studies.assign(dataset="all", test_env=studies["dataset"].map(names.index))
-    table = nested_choice(as_envs, baselines=RIVALS, candidates=candidates(studies))
+    table = nested_seeing_target(as_envs, baselines=RIVALS, candidates=candidates(studies))
     return table.assign(dataset=[names[env] for env in table["test_env"]]).drop(columns="test_env")
 
 

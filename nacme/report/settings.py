@@ -14,7 +14,7 @@ from nacme import plots
 from nacme.report.findings import Findings
 from nacme.report.page import FigureGroup, Section, draw_panel, draw_panels
 from nacme.report.tables import Column, Table, decimal, integer, points, text
-from nacme.sensitivity import grid_settings, nested_choice, sensitivity
+from nacme.sensitivity import grid_settings, nested_choice, nested_seeing_target, sensitivity
 
 #: Written by training beside a run's records: the state counts of its checkpoint with the highest ``nac_me``.
 COVERAGE = "coverage.npz"
@@ -57,14 +57,18 @@ def coverage_section(findings: Findings) -> Section | None:
     return Section("coverage", "What coverage looks like", figures) if figures else None
 
 
-def settings_section(findings: Findings, df: pd.DataFrame, include_step0: bool) -> Section | None:
+def settings_section(
+    findings: Findings, df: pd.DataFrame, whole: pd.DataFrame, include_step0: bool
+) -> Section | None:
     """Show how tau and regret move with NAC-ME's settings, and what choosing them honestly gives.
 
     Parameters
     ----------
     findings : Findings
     df : DataFrame
-        As `nacme.load_sweep` returns it.
+        As `nacme.targets.observations` gives it.
+    whole : DataFrame
+        The same sweep as `nacme.load_sweep` returns it.
     include_step0 : bool
 
     Returns
@@ -98,9 +102,16 @@ def settings_section(findings: Findings, df: pd.DataFrame, include_step0: bool) 
                 partial(draw, table),
             )
         )
-    chosen = nested_choice(df, "run", include_step0=include_step0)
+    honest = bool((whole["n_test_envs"] > 1).any())
+    if honest:
+        chosen = nested_choice(whole, "run", include_step0=include_step0)
+    else:
+        chosen = nested_seeing_target(df, "run", include_step0=include_step0)
     return Section(
-        "settings", "Sensitivity to NAC-ME's settings", figures, [_nested_table(chosen), _settings_table(table)]
+        "settings",
+        "Sensitivity to NAC-ME's settings",
+        figures,
+        [_nested_table(chosen, honest), _settings_table(table)],
     )
 
 
@@ -132,14 +143,20 @@ def _in_order(alphas: pd.Series[Any]) -> list[str]:
     return [str(a) for a in sorted(set(alphas), key=lambda a: (isinstance(a, str), a if a != "auto" else 0))]
 
 
-def _nested_table(chosen: pd.DataFrame) -> Table:
+def _nested_table(chosen: pd.DataFrame, honest: bool) -> Table:
     means = chosen.groupby(["dataset", "choice"], sort=False)[["kendall_tau", "regret"]].mean().reset_index()
     means = means.assign(test_env="mean", key="")
     frame = pd.concat([means, chosen.astype({"test_env": str})], ignore_index=True)[list(chosen.columns)]
     return Table(
         "settings-nested",
-        "The setting chosen on the other test envs (nested), the best one on this test env itself (peeking, out "
-        "of reach), and the baselines: within a run. The first rows are means over test envs.",
+        (
+            "The setting chosen by runs that hold out this test env and another, on the other one (nested)"
+            if honest
+            else "The setting chosen on the other test envs, by runs that were trained on this one "
+            "(nested_seeing_target; runs with pairs of test envs would choose without)"
+        )
+        + ", the best one on this test env itself (peeking, out of reach), and the baselines: within a run. The "
+        "first rows are means over test envs.",
         frame,
         [
             *([text("data set", "dataset")] if frame["dataset"].nunique() > 1 else []),

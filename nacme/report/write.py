@@ -93,7 +93,7 @@ def write_report(
         partial(_ranking, population="sweep", title="Ranking all checkpoints of a sweep"),
         _scatter,
         _curves,
-        partial(settings_section, df=observations(df, targets)[0], include_step0=include_step0),
+        partial(settings_section, df=observations(df, targets)[0], whole=df, include_step0=include_step0),
         coverage_section,
     ]
     with tqdm(total=STEPS + len(lay_out), desc="report", disable=None, leave=False) as bar:

@@ -93,10 +93,12 @@ def test_coverage_of_the_training_splits_is_compared_at_the_same_checkpoints(stu
     assert found.loc["nac_me", "in_less_out"] == pytest.approx((taus["in"] - taus["out"]).mean(), abs=1e-6)
 
 
-def test_the_nested_choice_never_sees_the_test_env_it_is_judged_on(study):
+def test_the_choice_on_the_other_test_envs_is_blind_to_the_accuracy_it_is_judged_on(study):
     script("", study)
     before = (
-        pd.read_csv(study / "digits" / "nested_settings.csv").query("choice == 'nested'").set_index("test_env")
+        pd.read_csv(study / "digits" / "nested_settings.csv")
+        .query("choice == 'nested_seeing_target'")
+        .set_index("test_env")
     )
     kept = pd.read_parquet(study / "digits" / "records.parquet")
     other = study.with_name("other") / "digits"
@@ -104,7 +106,9 @@ def test_the_nested_choice_never_sees_the_test_env_it_is_judged_on(study):
     turned = kept.assign(test_acc=kept["test_acc"].where(kept["test_env"] == 1, 1 - kept["test_acc"]))
     turned.to_parquet(other / "records.parquet")
     script("", other.parent)
-    after = pd.read_csv(other / "nested_settings.csv").query("choice == 'nested'").set_index("test_env")
+    after = (
+        pd.read_csv(other / "nested_settings.csv").query("choice == 'nested_seeing_target'").set_index("test_env")
+    )
     assert after.loc[0, "key"] == before.loc[0, "key"]
     assert after.loc[0, "kendall_tau"] == pytest.approx(-before.loc[0, "kendall_tau"])
 

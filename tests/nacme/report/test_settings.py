@@ -8,7 +8,7 @@ import pytest
 
 from nacme import load_sweep, select
 from nacme.report.write import write_report
-from nacme.sensitivity import nested_choice, sensitivity
+from nacme.sensitivity import nested_seeing_target, sensitivity
 
 GRID = {
     f"nac_me_a{alpha}_m50_o{fill}": {"alpha": alpha, "bins": 50, "fill": fill}
@@ -46,7 +46,7 @@ def test_settings_are_shown_and_exported_as_the_statistics_give_them(sweep, tmp_
     assert set(exported["fill"]) == {"500", "0.08"}
     nested = pd.read_csv(tmp_path / "export" / "settings-nested.csv")
     means = nested[nested["test_env"] == "mean"].set_index("choice")["kendall_tau"]
-    by_hand = nested_choice(df).groupby("choice")["kendall_tau"].mean()
+    by_hand = nested_seeing_target(df).groupby("choice")["kendall_tau"].mean()
     assert means.to_dict() == pytest.approx(by_hand.to_dict())
 
 
