@@ -110,20 +110,25 @@ def load_records(sweep: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        In the order of the run directories' names. Lines cut off by a kill are left out.
+        In the order of the run directories' names. What cannot be read is named on standard error.
 
     Raises
     ------
     SweepError
         If there are none.
     """
-    from domainbed_plugins.runs.saved import read_lines
-    from nacme.records.run import ADDED, RESULTS
+    from domainbed_plugins.runs.paths import RESULTS
+    from domainbed_plugins.runs.records import read_records
+    from nacme.records.load import run_names
 
     records: list[dict[str, Any]] = []
-    for run in sorted(sweep.iterdir()) if sweep.is_dir() else ():
-        added = {record["step"]: record for record in read_lines(run / ADDED)}
-        records += [{**added.get(record["step"], {}), **record} for record in read_lines(run / RESULTS)]
+    for name in run_names(sweep) if sweep.is_dir() else ():
+        if not (sweep / name / RESULTS).exists():
+            continue
+        found = read_records(sweep / name)
+        for fault in found.faults:
+            print(f"nacme: {fault}", file=sys.stderr)
+        records += found.by_step.values()
     if not records:
         raise SweepError(f"{sweep} holds no records; give the directory that holds the runs' directories")
     return records

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from domainbed_plugins.recording.flags import add_coverage_flags, record_options
 from domainbed_plugins.recording.options import RecordOptions, as_begun, begun_layers
 from domainbed_plugins.runs.counts import SHAM, CountStore
 from domainbed_plugins.runs.paths import SCORED_COUNTS
-from domainbed_plugins.runs.saved import Job, Ledger, find_jobs
+from domainbed_plugins.runs.records import Ledger
+from domainbed_plugins.runs.saved import Job, find_jobs
 from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
 from nacme.records.run import RESULTS
 
@@ -39,13 +40,38 @@ class ScoreOptions(RecordOptions):
         """Say in JSON what is asked for; a step that has it on record is done."""
         return {**self.as_json(), "criteria": sorted(self.criteria) if self.criteria is not None else None}
 
-    def is_done(self, nac: Mapping[str, Any]) -> bool:
-        """Whether a step is done, by the ``nac`` object of what ``nac.jsonl`` has of it, empty for nothing."""
-        before, now = nac.get("asked"), json.loads(json.dumps(self.asked()))
-        if not before or any(before.get(key) != now[key] for key in now if key != "layers"):
-            return False
-        layers = begun_layers(before["layers"], nac["layers"])
-        return bool(layers == now["layers"] or (now["layers"] is None and isinstance(layers, str)))
+    def lacking(self, record: Mapping[str, Any]) -> list[str] | None:
+        """Name the criteria that are still to be measured at a step.
+
+        Parameters
+        ----------
+        record : mapping
+            What ``nac.jsonl`` has of the step, empty for nothing.
+
+        Returns
+        -------
+        list of str or None
+            Empty: nothing is. None: all that is asked for is.
+        """
+        nac = record.get("nac")
+        before = nac.get("asked") if isinstance(nac, dict) else None
+        if not isinstance(nac, dict) or not isinstance(before, dict):
+            return None
+        now = json.loads(json.dumps(self.asked()))
+        added = ("layers", "grid", "criteria", "target_unlabeled")
+        if any(before.get(key) != now[key] for key in now if key not in added):
+            return None
+        layers = begun_layers(before.get("layers"), nac["layers"])
+        if layers != now["layers"] and (now["layers"] is not None or not isinstance(layers, str)):
+            return None
+        grid, names = before.get("grid") or [], before.get("criteria")
+        if any(one not in grid for one in now["grid"]):
+            return None
+        if now["target_unlabeled"] and not before["target_unlabeled"]:
+            return None
+        if now["criteria"] is None:
+            return [] if names is None else None
+        return [name for name in now["criteria"] if name not in record and name not in (names or ())]
 
 
 @dataclass
@@ -99,6 +125,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="checkpoints measured at a time; default: by free memory, up to 8",
     )
+    running.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="measure all anew and forget what was measured before; default: add to it",
+    )
     running.add_argument("--domainbed", metavar="PATH", help="a DomainBed clone; default: DOMAINBED_ROOT")
     return result
 
@@ -127,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cache_gb=flags.cache_gb,
         n_workers=flags.n_workers,
         models=flags.models,
+        overwrite=flags.overwrite,
     )
     _report(outcome)
 
@@ -140,6 +172,7 @@ def score(
     cache_gb: float | None = None,
     n_workers: int | None = None,
     models: int | None = None,
+    overwrite: bool = False,
 ) -> Outcome:
     """Measure every saved checkpoint of a sweep.
 
@@ -158,6 +191,9 @@ def score(
         Processes that decode images. None: by the machine's cores.
     models : int, optional
         Checkpoints measured at a time, on the same batches. None: as many as memory allows, up to eight.
+    overwrite : bool
+        Whether to measure everything anew and to forget what was measured before. Otherwise only what is missing
+        is measured, and put beside it.
 
     Returns
     -------
@@ -182,8 +218,14 @@ def score(
     outcome = Outcome()
     jobs = find_jobs(Path(sweep), outcome.failures)
     ledgers = {job.directory: Ledger(job.directory, options.asked()) for job in jobs}
-    waiting = [job for job in jobs if not options.is_done(ledgers[job.directory].measured(job.step))]
+    lacking = [
+        (job, None if overwrite else options.lacking(ledgers[job.directory].record(job.step))) for job in jobs
+    ]
+    waiting = [job for job, names in lacking if names is None or names]
     outcome.skipped = len(jobs) - len(waiting)
+    if options.criteria is not None and all(names is not None for _, names in lacking):
+        missing = {name for _, names in lacking for name in names or ()}
+        options = replace(options, criteria=[name for name in options.criteria if name in missing])
     # runs that share a data set and its splits stand together
     waiting.sort(key=lambda job: (*_sharing(job.args), str(job.directory), job.step))
     # a run's file that was begun at the penultimate layer goes on there, unless layers are asked for
@@ -201,7 +243,7 @@ def score(
                         outcome.failures.append(_failure(job, result))
                     else:
                         shams.keep(job, result)
-                        ledgers[job.directory].add(job.step, result.record)
+                        ledgers[job.directory].add(job.step, result.record, overwrite=overwrite)
                         _note(outcome, job, result)
                     shams.end(job, ledgers[job.directory])
                     bar.update()

@@ -309,9 +309,9 @@ def prune_command(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; otherwise only say what would go.")] = False,
 ) -> None:
     """Delete the checkpoints of finished runs that no kept criterion chooses."""
-    from domainbed_plugins.runs import prune
+    from domainbed_plugins.runs.keep import prune
 
-    prune.prune(sweep, [*(keep or ()), *context.args], yes=yes)
+    prune(sweep, [*(keep or ()), *context.args], yes=yes)
 
 
 @app.command("export")

@@ -40,7 +40,6 @@ from domainbed_plugins.data.splits import make_splits
 from domainbed_plugins.machine import keep_freed_memory
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint
 from domainbed_plugins.runs.files import write_atomically
-from domainbed_plugins.runs.saved import read_lines
 from domainbed_plugins.scoring.groups import MOST_MODELS
 from nacme.settings import CoverageSettings
 
@@ -66,14 +65,20 @@ def train(run: Path, data_dir: str | None, dataset: str, algorithm: str, checkpo
     for step in range(checkpoints):
         content = {"model_dict": network.state_dict(), "model_hparams": hparams, "args": args}
         write_atomically(run / f"model_step{step}.pkl", lambda file, content=content: torch.save(content, file))
-        lines.append(json.dumps({"step": step, "args": args, "hparams": hparams}) + "\n")
+        unknown = {f"env{env}_{part}_acc": None for env in range(len(splits.dataset)) for part in ("in", "out")}
+        lines.append(json.dumps({"step": step, "args": args, "hparams": hparams, **unknown}) + "\n")
         network.update([(x, y) for x, y in batches])
     (run / "results.jsonl").write_text("".join(lines))
 
 
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """Read the run's records."""
+    return [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+
+
 def measure_stock(run: Path, data_dir: str | None, augmented: bool) -> dict[str, float]:
     """Evaluate checkpoint by checkpoint; give the accuracy of each on each split."""
-    records = list(read_lines(run / "results.jsonl"))
+    records = read_records(run)
     args, hparams = records[0]["args"], {**records[0]["hparams"], "data_augmentation": augmented}
     testbed = backends.find(args["dataset"])
     splits = make_splits(testbed, {**args, "data_dir": data_dir}, hparams)
@@ -109,7 +114,7 @@ def measure_score(run: Path, data_dir: str | None) -> dict[str, float]:
 
 def put_on_record(run: Path, accuracies: dict[str, float]) -> None:
     """Write accuracies into the run's records, as training does; scoring compares its own with them."""
-    records = {record["step"]: record for record in read_lines(run / "results.jsonl")}
+    records = {record["step"]: record for record in read_records(run)}
     for name, accuracy in accuracies.items():
         step, split = name.split()
         records[int(step)][f"{split}_acc"] = accuracy

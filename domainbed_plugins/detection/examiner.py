@@ -21,7 +21,7 @@ from domainbed_plugins.detection.members import Member, finds_head, fitted, read
 from domainbed_plugins.detection.options import COVARIATE, DETECTORS, Detection, DetectOptions
 from domainbed_plugins.machine import default_workers, free_memory
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
-from domainbed_plugins.runs.saved import Job
+from domainbed_plugins.runs.saved import Job, check_step
 from nacme.bootstrap import generator
 from nacme.errors import ConfigError, LayerError, NacmeError, NacmeWarning
 from nacme.ood.evaluation import bootstrap_intervals, detection_metrics
@@ -67,7 +67,8 @@ class Examiner:
         options, args = self._options, job.args
         testbed = backends.find(args["dataset"], self._domainbed)
         check_names(testbed, args)
-        state = load_checkpoint(job.checkpoint)["model_dict"]
+        content = load_checkpoint(job.checkpoint)
+        check_step(content, job.step, job.checkpoint)
         if self._opened is None or self._opened[0] != testbed.name:
             data = ValidationData(testbed, self._data_dir, free_memory() // 2, default_workers())
             self._opened = testbed.name, data
@@ -77,7 +78,7 @@ class Examiner:
         algorithm = build_algorithm(
             testbed, args["algorithm"], dataset.input_shape, dataset.num_classes, len(inside), job.hparams
         )
-        load_weights(algorithm, state, job.checkpoint)
+        load_weights(algorithm, content["model_dict"], job.checkpoint)
         algorithm.to("cuda" if torch.cuda.is_available() else "cpu")
         # some algorithms draw random numbers to predict; so detecting again gives the same
         torch.manual_seed(testbed.misc.seed_hash(args["seed"], job.step))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_plugins.detection.options import COVARIATE, DETECTORS, Detection, DetectOptions
 from domainbed_plugins.runs.saved import Job, find_jobs
+from nacme import files
 from nacme.errors import ConfigError, SweepError, nearest
 from nacme.records.run import DETECTED, RESULTS
 
@@ -64,6 +63,7 @@ def detect(
     from domainbed_plugins.detection.examiner import Examiner
     from nacme.ood.score_plots import score_histograms
     from nacme.plots.style import render
+    from nacme.report.page import write_file
 
     examiner = Examiner(data_dir, options, domainbed)
     rows: list[dict[str, Any]] = []
@@ -72,10 +72,10 @@ def detect(
         rows += found.rows
         _write_down(found, options)
         if out is not None:
-            name = re.sub(r"[^0-9A-Za-z._-]", "_", job.directory.resolve().name)
+            name = files.file_name(job.directory.resolve().name, f"step{job.step}")
             title = f"{job.args['algorithm']} on {job.args['dataset']}, step {job.step}"
             picture = render(score_histograms(found.scores, title), "png")
-            _replace(Path(out) / f"{name}_step{job.step}.png", picture)
+            write_file(Path(out) / f"{name}.png", picture)
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
 
@@ -122,29 +122,19 @@ def _jobs(path: Path, every: bool) -> list[Job]:
 
 def _write_down(found: Detection, options: DetectOptions) -> None:
     """Add a checkpoint's numbers to its run's records; those of other detectors and data sets stay."""
-    from domainbed_plugins.runs.saved import read_lines
+    from domainbed_plugins.runs.records import update
 
-    path = found.job.directory / DETECTED
-    records = {record["step"]: record for record in read_lines(path)}
-    record = records.setdefault(found.job.step, {"step": found.job.step, "ood": {}})
-    for row in found.rows:
-        end = f"{COVARIATE if row['shift'] == COVARIATE else row['ood']}_{row['detector']}"
-        record.update({f"{metric}_{end}": row[metric] for metric in ("auroc", "aupr", "fpr95")})
-        record["ood"][end] = {
-            **{key: row[key] for key in row if key.startswith("n_") or key.endswith(("_low", "_high"))},
-            "settings": found.settings[row["detector"]],
-            "asked": asdict(options),
-        }
-    lines = [json.dumps(records[step], sort_keys=True) + "\n" for step in sorted(records)]
-    _replace(path, "".join(lines).encode())
+    def put(record: dict[str, Any]) -> dict[str, Any]:
+        ood = record.get("ood")
+        record["ood"] = ood if isinstance(ood, dict) else {}
+        for row in found.rows:
+            end = f"{COVARIATE if row['shift'] == COVARIATE else row['ood']}_{row['detector']}"
+            record.update({f"{metric}_{end}": row[metric] for metric in ("auroc", "aupr", "fpr95")})
+            record["ood"][end] = {
+                **{key: row[key] for key in row if key.startswith("n_") or key.endswith(("_low", "_high"))},
+                "settings": found.settings[row["detector"]],
+                "asked": asdict(options),
+            }
+        return record
 
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file at once."""
-    new = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(content)
-        os.replace(new, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    update(found.job.directory / DETECTED, found.job.step, put)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.checkpoints import load_checkpoint
-from domainbed_plugins.runs.keep import read_records
+from domainbed_plugins.runs.records import Records, read_records
+from domainbed_plugins.runs.saved import check_step, saved_models
+from nacme import files
 from nacme.errors import SweepError, nearest
 
 #: Keys of a record that are no criterion values.
@@ -42,8 +44,11 @@ def export(run: Path, step: int, out: Path) -> Path:
     NacmeError
         If a file cannot be read or written.
     """
-    record = _record(run, step)
-    content = load_checkpoint(_checkpoint(run, step))
+    records = read_records(run)
+    record = _record(run, step, records)
+    checkpoint = _checkpoint(run, step, records)
+    content = load_checkpoint(checkpoint)
+    check_step(content, step, checkpoint)
     args = record["args"]
     nac = record.get("nac") or {}
     card = {
@@ -51,15 +56,15 @@ def export(run: Path, step: int, out: Path) -> Path:
         "test_envs": args["test_envs"],
         "algorithm": args["algorithm"],
         "step": step,
-        "hparams": record["hparams"],
+        "hparams": record.get("hparams"),
         "seeds": {key: args[key] for key in ("seed", "trial_seed", "hparams_seed")},
-        "holdout_fraction": args["holdout_fraction"],
+        "holdout_fraction": args.get("holdout_fraction"),
         "splits_hash": nac.get("splits_hash"),
         "values": {key: value for key, value in record.items() if key not in _OTHER},
         "nac": nac,
-        "input_shape": list(content["model_input_shape"]),
-        "num_classes": content["model_num_classes"],
-        "num_domains": content["model_num_domains"],
+        "input_shape": list(content.get("model_input_shape") or ()),
+        "num_classes": content.get("model_num_classes"),
+        "num_domains": content.get("model_num_domains"),
         "run": run.resolve().name,
         "weights": "model.pt",
     }
@@ -67,28 +72,33 @@ def export(run: Path, step: int, out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SweepError(f"--out {out} cannot be written: {error.strerror}; choose another") from error
-    weights: dict[str, Any] = {key: value.cpu() for key, value in content["model_dict"].items()}
+    weights: dict[str, Any] = dict(content["model_dict"])
     run_files.write_atomically(out / "model.pt", lambda file: torch.save(weights, file))
-    text = json.dumps(card, indent=2) + "\n"
+    text = files.to_json(card, indent=2) + "\n"
     run_files.write_atomically(out / "card.json", lambda file: file.write(text.encode()))
     return out / "card.json"
 
 
-def _record(run: Path, step: int) -> dict[str, Any]:
+def _record(run: Path, step: int, records: Records) -> dict[str, Any]:
     path = run / paths.RESULTS
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise SweepError(f"{run} has no {paths.RESULTS}; give a run's directory")
-    records = {record["step"]: record for record in read_records(run)}
-    if step not in records:
-        raise SweepError(f"{path} has no record of step {step}; {nearest(str(step), map(str, records))}")
-    return records[step]
+    if step not in records.by_step:
+        if records.faults and not records.by_step:
+            raise SweepError(records.faults[0])
+        lost = f" ({records.faults[0]})" if records.faults else ""
+        raise SweepError(
+            f"{path} has no record of step {step}{lost}; {nearest(str(step), map(str, records.by_step))}"
+        )
+    return records.by_step[step]
 
 
-def _checkpoint(run: Path, step: int) -> Path:
-    path = run / f"model_step{step}.pkl"
+def _checkpoint(run: Path, step: int, records: Records) -> Path:
+    path = run / paths.step_model(step)
     if path.is_file():
         return path
-    if step == read_records(run)[-1]["step"] and (run / "model.pkl").is_file():
-        return run / "model.pkl"
-    kept = sorted(path.name for path in run.glob("model*.pkl"))
-    raise SweepError(f"{run} holds no checkpoint of step {step}, only {', '.join(kept) or 'none'}")
+    models = saved_models(run, records)
+    if step not in models:
+        kept = [path.name for path in models.values()]
+        raise SweepError(f"{run} holds no checkpoint of step {step}, only {', '.join(kept) or 'none'}")
+    return models[step]

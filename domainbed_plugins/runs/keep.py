@@ -1,4 +1,4 @@
-"""Which checkpoints stay on disk: those that a criterion may choose, and the last.
+"""Which checkpoints stay on disk: those that a criterion may choose, and the last; the rest is deleted.
 
 What a criterion chooses in a run is what `nacme.select` chooses with ``per="run"``, and among several runs it
 chooses one of those. Averages along the run are chosen among themselves, by kind. A criterion is of use here only
@@ -7,17 +7,22 @@ if later checkpoints do not change the value of earlier ones.
 
 from __future__ import annotations
 
-import json
 import math
+import os
+import stat
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.records import find_runs, read_records
+from domainbed_plugins.runs.saved import check_step, saved_models
 from nacme.criteria.registry import get_criterion
-from nacme.errors import ConfigError
+from nacme.errors import ConfigError, NacmeError, SweepError
 from nacme.records.lines import Faults, read_lines
+from nacme.records.run import final_step
 
 _BEST = "best:"
 
@@ -114,12 +119,14 @@ def _value(record: Mapping[str, Any], name: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def read_averages(run: Path) -> dict[str, list[dict[str, Any]]]:
+def read_averages(run: Path, faults: Faults) -> dict[str, list[dict[str, Any]]]:
     """Read the records of a run's averages in order, by kind; none if there are no averages.
 
     Parameters
     ----------
     run : path
+    faults : Faults
+        Receives what cannot be read.
 
     Returns
     -------
@@ -127,29 +134,12 @@ def read_averages(run: Path) -> dict[str, list[dict[str, Any]]]:
     """
     path = run / paths.AVERAGES
     found: dict[str, list[dict[str, Any]]] = {}
-    for _, record in read_lines(str(path), Faults()) if path.exists() else ():
+    for number, record in read_lines(str(path), faults) if os.path.lexists(path) else ():
+        if not isinstance(record.get("candidate"), str):
+            faults.add(str(path), number, "no record of an average; skipped")
+            continue
         found.setdefault(record["candidate"], []).append(record)
     return found
-
-
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """Read a run's records in order, each with what ``nacme score`` added.
-
-    Parameters
-    ----------
-    run : path
-
-    Returns
-    -------
-    list of dict
-    """
-    records, added = (
-        {record["step"]: record for record in map(json.loads, path.read_text().splitlines())}
-        if path.exists()
-        else {}
-        for path in (run / paths.RESULTS, run / "nac.jsonl")
-    )
-    return [{**added.get(step, {}), **records[step]} for step in sorted(records)]
 
 
 def undefined(records: Iterable[Mapping[str, Any]], keep: Sequence[str]) -> list[str]:
@@ -173,15 +163,25 @@ def leftovers(run: Path, keep: Sequence[str], *, finished: bool) -> list[Leftove
     Returns
     -------
     list of Leftover
+
+    Raises
+    ------
+    SweepError
+        If a record cannot be read, or records and models do not agree, so that the choice would be a guess.
     """
     if "all" in keep:
         return []
+    records, faults = read_records(run), Faults()
+    averages = read_averages(run, faults)
+    if said := [*records.faults, *faults.texts()]:
+        raise SweepError(f"{said[0]}: what is best in {run} cannot be told; left alone")
+    saved_models(run, records)  # refuses what does not agree
     present = sorted(run.iterdir())
     superseded = []
-    for candidate, records in {"raw": read_records(run), **read_averages(run)}.items():
-        if not records:
+    for candidate, rows in {"raw": list(records.by_step.values()), **averages}.items():
+        if not rows:
             continue
-        wanted, last = kept_steps(records, keep), records[-1]["step"]
+        wanted, last = kept_steps(rows, keep), rows[-1]["step"]
         model = run / paths.last_model(candidate)
         for file in present:
             step = paths.step_of(file.name, candidate)
@@ -190,7 +190,9 @@ def leftovers(run: Path, keep: Sequence[str], *, finished: bool) -> list[Leftove
                 superseded.append(file)
         if finished and last not in wanted and model.exists():
             superseded.append(model)
-    return [Leftover(file, file.stat().st_size) for file in superseded]
+    # links are somebody's own doing
+    found = [(file, os.lstat(file)) for file in superseded]
+    return [Leftover(file, state.st_size) for file, state in found if stat.S_ISREG(state.st_mode)]
 
 
 def tidy(run: Path, keep: Sequence[str], *, finished: bool = False) -> None:
@@ -203,3 +205,81 @@ def tidy(run: Path, keep: Sequence[str], *, finished: bool = False) -> None:
     """
     for leftover in leftovers(run, keep, finished=finished):
         leftover.path.unlink(missing_ok=True)
+
+
+def prune(sweep: Path, keep: Sequence[str], *, yes: bool = False) -> list[Leftover]:
+    """List the checkpoints of finished runs that nothing kept chooses, and delete them if told so.
+
+    Parameters
+    ----------
+    sweep : path
+        A sweep's directory, or a run's.
+    keep : sequence of str
+    yes : bool
+        Delete. Otherwise only say what would be deleted.
+
+    Returns
+    -------
+    list of Leftover
+
+    Raises
+    ------
+    SweepError
+        If there are no runs, or a criterion has no value in one of them. A run whose records and models do not
+        agree, or cannot be read, is named and left alone.
+    NacmeError
+        If the policy cannot be followed.
+    """
+    if not keep:
+        raise ConfigError("--keep is missing; write for example --keep best:nac_me --keep last")
+    check_keep(keep)
+    skipped: list[str] = []
+    runs = find_runs(sweep, skipped)
+    if not runs and not skipped:
+        raise SweepError(f"{sweep} holds no runs; give a sweep's directory, or a run's")
+    finished = [run for run in runs if os.path.exists(run / paths.DONE)]
+    for run in finished:
+        records = read_records(run)
+        for name in () if records.faults else undefined(records.by_step.values(), keep):
+            raise SweepError(
+                f"{run} holds no value of {name}, so that none of its checkpoints would stay; measure them with "
+                f"'nacme score' first, or leave best:{name} out"
+            )
+    found: list[Leftover] = []
+    for run in finished:
+        try:
+            superseded = leftovers(run, keep, finished=True)
+            _check_final(run, superseded)
+            found += superseded
+        except SweepError as error:
+            skipped.append(str(error))
+    for leftover in found:
+        print(leftover.path)
+        if yes:
+            leftover.path.unlink(missing_ok=True)
+    for line in skipped:
+        print(f"nacme: {line}", file=sys.stderr)
+    size = sum(leftover.size for leftover in found) / 1e6
+    said = "deleted" if yes else "would be deleted; add --yes to delete them"
+    print(f"{len(found)} checkpoints, {size:.1f} MB, {said}", file=sys.stderr)
+    if len(finished) < len(runs):
+        print(f"{len(runs) - len(finished)} runs that are not done were left alone", file=sys.stderr)
+    return found
+
+
+def _check_final(run: Path, superseded: Sequence[Leftover]) -> None:
+    """Refuse to delete anything of a run whose last model says that later records are lost.
+
+    Raises
+    ------
+    SweepError
+    """
+    records, model = read_records(run), run / paths.MODEL
+    if not superseded or records.last is None or not os.path.exists(model) or final_step(records.last) is not None:
+        return
+    from domainbed_plugins.runs.checkpoints import load_checkpoint
+
+    try:
+        check_step(load_checkpoint(model), records.last["step"], model)
+    except NacmeError as error:
+        raise SweepError(f"{error}; {run} is left alone") from error

@@ -1,17 +1,17 @@
-"""The runs that ``nacme score`` measures: their saved checkpoints, and the ``nac.jsonl`` where values go."""
+"""The saved models of runs: which step each one is of, and what is needed to measure it."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nacme.errors import ConfigError, SweepError
-from nacme.records.run import ADDED, RESULTS
+from domainbed_plugins.runs import paths
+from domainbed_plugins.runs.records import Records, find_runs, read_records
+from nacme.errors import SweepError
+from nacme.records.run import final_step
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Job:
     args, hparams : dict
         Of the run's records.
     recorded : dict
-        The step's own record; empty if there is none.
+        The step's own record; the last one if there is none.
     """
 
     directory: Path
@@ -38,6 +38,66 @@ class Job:
     recorded: dict[str, Any]
 
 
+class DisagreeingError(SweepError):
+    """Records and saved models that contradict each other."""
+
+
+def saved_models(run: Path, records: Records) -> dict[int, Path]:
+    """Find a run's saved models, by step.
+
+    Parameters
+    ----------
+    run : path
+    records : Records
+
+    Returns
+    -------
+    dict of int to path
+        Of a step that is saved twice, its own file.
+
+    Raises
+    ------
+    DisagreeingError
+        If ``model.pkl`` is of a later step than the last on record, so that records are lost: no model can be
+        told from another then.
+    """
+    names = os.listdir(run)
+    models = {step: run / name for name in names if (step := paths.step_of(name)) is not None}
+    if records.last is not None and paths.MODEL in names:
+        last = records.last["step"]
+        end = final_step(records.last)
+        if (end is not None and end != last) or max(models, default=0) > last:
+            true = max(models, default=0) if end is None else end
+            raise DisagreeingError(
+                f"{run / paths.MODEL} is of step {true}, but the records end at step {last}: some are lost; "
+                f"restore {paths.RESULTS}, or move {paths.MODEL} away"
+            )
+        models.setdefault(last, run / paths.MODEL)
+    return dict(sorted(models.items()))
+
+
+def check_step(content: Mapping[str, Any], step: int, path: Path) -> None:
+    """Refuse a saved model that says itself to be of another step than the one it is taken for.
+
+    Parameters
+    ----------
+    content : mapping
+        From `domainbed_plugins.runs.checkpoints.load_checkpoint`; what DomainBed saved says nothing.
+    step : int
+    path : path
+        Named in the error.
+
+    Raises
+    ------
+    DisagreeingError
+    """
+    own = content.get("step")
+    if own is not None and own != step:
+        raise DisagreeingError(
+            f"{path} is of step {own}, not {step}: it was renamed, or records are lost; restore them"
+        )
+
+
 def find_jobs(sweep: Path, failures: list[str]) -> list[Job]:
     """Find the saved checkpoints of a sweep.
 
@@ -45,7 +105,7 @@ def find_jobs(sweep: Path, failures: list[str]) -> list[Job]:
     ----------
     sweep : Path
     failures : list of str
-        Receives a line for each run whose records cannot be read.
+        Receives a line for each run that is left alone.
 
     Returns
     -------
@@ -56,114 +116,32 @@ def find_jobs(sweep: Path, failures: list[str]) -> list[Job]:
     SweepError
         If there are no runs, or none saved a checkpoint.
     """
-    inside = sorted(sweep.iterdir()) if sweep.is_dir() else []
-    directories = [d for d in (sweep, *inside) if (d / RESULTS).is_file()]
-    if not directories:
-        raise SweepError(f"{sweep} holds no runs: neither it nor a directory in it has a {RESULTS}")
+    runs = find_runs(sweep, failures)
+    if not runs and not failures:
+        raise SweepError(f"{sweep} holds no runs: neither it nor a directory in it has a {paths.RESULTS}")
     jobs: list[Job] = []
-    for directory in directories:
-        named = ((re.fullmatch(r"model_step(\d+)\.pkl", path.name), path) for path in directory.iterdir())
-        files = {int(match[1]): path for match, path in named if match}
-        records = {record["step"]: record for record in read_lines(directory / RESULTS)}
-        final = directory / "model.pkl"
-        if records and final.is_file():
-            files.setdefault(max(records), final)
-        if not files:
+    for run in runs:
+        records = read_records(run)
+        try:
+            models = saved_models(run, records)
+        except DisagreeingError as error:
+            failures.append(str(error))
             continue
-        latest = records.get(max(records, default=None), {})
-        lacking = [
-            key
-            for key in ("dataset", "algorithm", "test_envs", "trial_seed", "seed")
-            if key not in latest.get("args", ())
-        ]
-        if lacking or "hparams" not in latest:
-            failures.append(f"{directory / RESULTS}: no whole record says args.{(*lacking, 'hparams')[0]}")
+        if not models:
+            continue
+        latest = records.last
+        if latest is None:
+            failures += records.faults or [f"{run / paths.RESULTS} holds no record; left alone"]
+            continue
+        if not isinstance(latest.get("hparams"), dict):
+            failures.append(f"{run / paths.RESULTS}: no whole record says hparams; left alone")
             continue
         jobs += [
-            Job(directory, path, step, latest["args"], latest["hparams"], records.get(step, latest))
-            for step, path in sorted(files.items())
+            Job(run, path, step, latest["args"], latest["hparams"], records.by_step.get(step, latest))
+            for step, path in models.items()
         ]
     if not jobs and not failures:
         raise SweepError(
             f"{sweep} holds no saved checkpoint; train with --save_model_every_checkpoint to have one of each step"
         )
     return jobs
-
-
-class Ledger:
-    """The ``nac.jsonl`` of one run. Each change replaces the file, so that it is whole whenever it is read.
-
-    Parameters
-    ----------
-    directory : Path
-        The run's.
-    asked : dict
-        The settings, as JSON, that a step must have on record to be done.
-    """
-
-    def __init__(self, directory: Path, asked: dict[str, Any]) -> None:
-        self._path = directory / ADDED
-        self._asked = json.loads(json.dumps(asked))
-        self._records = {record["step"]: record for record in read_lines(self._path)}
-
-    def steps(self) -> list[int]:
-        """The steps that are written down."""
-        return sorted(self._records)
-
-    def measured(self, step: int | None = None) -> dict[str, Any]:
-        """What the ``nac`` object of a step says, of any step for None; empty where nothing is measured."""
-        steps = self._records if step is None else [step]
-        found = (self._records.get(each, {}).get("nac") or {} for each in steps)
-        return next((nac for nac in found if nac.get("asked")), {})
-
-    def add(self, step: int, record: dict[str, Any]) -> None:
-        """Write a step down.
-
-        Raises
-        ------
-        ConfigError
-            If the file cannot be written.
-        """
-        self._records[step] = {**record, "nac": {**record["nac"], "asked": self._asked}, "step": step}
-        self._write()
-
-    def update(self, values: Mapping[int, Mapping[str, Any]]) -> None:
-        """Add values to steps that are written down already.
-
-        Parameters
-        ----------
-        values : mapping of int to mapping
-            By step, values by key.
-
-        Raises
-        ------
-        ConfigError
-            If the file cannot be written.
-        """
-        for step, added in values.items():
-            self._records[step] = {**self._records[step], **added}
-        if values:
-            self._write()
-
-    def _write(self) -> None:
-        lines = [json.dumps(self._records[key], sort_keys=True) + "\n" for key in sorted(self._records)]
-        new = self._path.with_name(f"{ADDED}.tmp")
-        try:
-            new.write_text("".join(lines))
-            os.replace(new, self._path)
-        except OSError as error:
-            raise ConfigError(
-                f"{self._path} cannot be written: {error.strerror}; score a copy of the sweep"
-            ) from error
-
-
-def read_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """Yield the whole records of a ``.jsonl`` file that have a step; none if there is no file."""
-    if not path.is_file():
-        return
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-            yield {**record, "step": int(record["step"])}
-        except (ValueError, TypeError, KeyError):
-            continue  # cut off by a kill

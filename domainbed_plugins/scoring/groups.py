@@ -18,7 +18,7 @@ from domainbed_plugins.data.decoded import SplitBatches, ValidationData
 from domainbed_plugins.machine import default_workers, free_memory
 from domainbed_plugins.recording.recorder import make_recorder
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
-from domainbed_plugins.runs.saved import Job
+from domainbed_plugins.runs.saved import Job, check_step
 from nacme.errors import ConfigError
 from nacme.observation import not_empty
 from nacme.recorder import Recorder
@@ -159,7 +159,8 @@ class GroupScorer:
         """Load a checkpoint and make ready to record it."""
         testbed, data = self._open(job)
         # before the data is read: a corrupt file costs nothing then
-        state = load_checkpoint(job.checkpoint)["model_dict"]
+        content = load_checkpoint(job.checkpoint)
+        check_step(content, job.step, job.checkpoint)
         dataset = data.open(job.args, job.hparams)
         domains = len(dataset) - len(job.args["test_envs"])
         kind = json.dumps([job.args["dataset"], job.args["algorithm"], domains, job.hparams], sort_keys=True)
@@ -167,7 +168,7 @@ class GroupScorer:
             testbed, job.args["algorithm"], dataset.input_shape, dataset.num_classes, domains, job.hparams
         )
         algorithm.to(self._device)
-        load_weights(algorithm, state, job.checkpoint)
+        load_weights(algorithm, content["model_dict"], job.checkpoint)
 
         splits: dict[str, SplitBatches] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING
 from domainbed_plugins.recording.options import as_begun, begun_layers
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
-from domainbed_plugins.runs.lock import BusyError, lock_note, locked, shared_lock
+from domainbed_plugins.runs.lock import lock_note, locked, shared_lock
 from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers import find_launcher, launchers
 from domainbed_plugins.sweep.launchers.base import Outcome, Progress
 from domainbed_plugins.sweep.spec_file import load_spec
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
+from nacme import files
 from nacme.errors import ConfigError, NacmeError
 from nacme.settings import CoverageSettings
 
@@ -93,16 +95,18 @@ def _open_sweep(spec: SweepSpec, output_dir: Path) -> None:
     path = output_dir / paths.SETTINGS
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / paths.QUEUE).open("a").close()
-        before = json.loads(path.read_text()) if path.exists() else None
+        os.close(files.open_regular(output_dir / paths.QUEUE, os.O_WRONLY | os.O_CREAT))
+        before = json.loads(files.read_bytes(path)) if os.path.lexists(path) else None
     except OSError as error:
         raise ConfigError(
             f"--output_dir {output_dir} cannot be written: {error.strerror}; choose another"
         ) from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not JSON ({error}); delete it if its sweep is the one that you run"
         ) from error
+    if before is not None and not isinstance(before, dict):
+        raise ConfigError(f"{path} is no JSON object; delete it if its sweep is the one that you run")
     if before is not None and before.get("settings") is None:  # of a sweep begun from Python without any
         before["settings"] = CoverageSettings().as_json()
     measured = {**spec.as_json(), "eval_splits": spec.eval_splits, "keep": sorted(spec.keep)}
@@ -256,11 +260,25 @@ def delete_command(spec: str, output_dir: Path, data_dir: str | None, domainbed:
     if not yes and not _confirmed(f"Delete the {len(chosen)} directories with what they hold?"):
         print("nothing was deleted", file=sys.stderr)
         return
-    for status in chosen:
-        # whoever started it in the meantime keeps it
-        with contextlib.suppress(BusyError), locked(status.job.output_dir):
-            shutil.rmtree(status.job.output_dir)
-    print(f"deleted {len(chosen)} runs", file=sys.stderr)
+    deleted = sum(_delete(output_dir, status.job.output_dir) for status in chosen)
+    print(f"deleted {deleted} runs", file=sys.stderr)
+
+
+def _delete(sweep: Path, run: Path) -> bool:
+    """Delete a run's directory; say why where it is left alone."""
+    if run.is_symlink() or not files.inside(sweep, run):
+        print(f"nacme: {run} is a link; left alone", file=sys.stderr)
+        return False
+    try:
+        with locked(run):
+            shutil.rmtree(run)
+    except NacmeError as error:  # whoever started it in the meantime keeps it
+        print(f"nacme: {error}; left alone", file=sys.stderr)
+        return False
+    except OSError as error:
+        print(f"nacme: {error.filename or run} cannot be deleted: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def _confirmed(question: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -257,7 +258,14 @@ def _amount(value: Any) -> str:
     """Slurm's own notation; YAML turns 1:30:00 into a number of seconds."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("Slurm's notation in quotes, such as '24:00:00' or '16G'")
-    return str(value)
+    return _token(str(value))
+
+
+def _token(value: Any) -> str:
+    """One word: it becomes a line of a script's header, where a newline would begin a command."""
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,200}", value):
+        raise ValueError("one word of printable characters")
+    return value
 
 
 def _time(value: Any) -> str:
@@ -284,8 +292,8 @@ _NAC: dict[str, Reader] = {
     "grid": dict,
 }
 _RESOURCES: dict[str, Reader] = {
-    "partition": _text,
-    "account": _text,
+    "partition": _token,
+    "account": _token,
     "time": _time,
     "gpus": _whole(0),
     "cpus": _whole(1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from domainbed_plugins.backends import find as backends
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.lock import lock_note
+from domainbed_plugins.runs.records import last_step
 from domainbed_plugins.sweep.jobs import Job
 
 State = Literal["not launched", "queued", "running", "interrupted", "failed", "done"]
@@ -87,7 +87,8 @@ def _status(job: Job, scheduled: str | None, domainbed: str | None) -> RunStatus
     steps = job.args["steps"] or testbed.datasets.get_dataset_class(job.args["dataset"]).N_STEPS
     if (run / paths.DONE).exists():
         return RunStatus(job, "done", steps, steps)
-    step = last_step(run)
+    last = last_step(run)
+    step = None if last is None else last + 1
     note = lock_note(run / paths.LOCK)
     if note is not None or scheduled == "running":
         note = note or {}
@@ -101,15 +102,6 @@ def _status(job: Job, scheduled: str | None, domainbed: str | None) -> RunStatus
         return RunStatus(job, "failed", step, steps, detail=failure)
     begun = (run / paths.OUT).exists()
     return RunStatus(job, "interrupted" if begun else "not launched", step, steps)
-
-
-def last_step(run: Path) -> int | None:
-    """Steps made by the run's last whole record; None: it has none."""
-    try:
-        lines = (run / paths.RESULTS).read_bytes().split(b"\n")[:-1]
-    except OSError:
-        return None
-    return int(json.loads(lines[-1])["step"]) + 1 if lines else None
 
 
 def _failure(run: Path) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import json
 import signal
 import threading
 import time
@@ -30,11 +29,13 @@ from domainbed_plugins.recording.recorder import make_recorder
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths, snapshot
 from domainbed_plugins.runs.counts import SHAM, CountStore
-from domainbed_plugins.runs.keep import read_records, tidy
+from domainbed_plugins.runs.keep import tidy
 from domainbed_plugins.runs.lock import Lock
+from domainbed_plugins.runs.records import read_records
 from domainbed_plugins.training import head
 from domainbed_plugins.training.averages import Averages, InOrder, first_step, sample
 from domainbed_plugins.training.options import TrainOptions, comparable
+from nacme import files
 from nacme.errors import NacmeError
 from nacme.measurement import accuracy
 from nacme.recorder import Recorder
@@ -211,9 +212,9 @@ class Training:
 
     def _write_controls(self) -> None:
         """Write down what needs the counts of all checkpoints, beside the records, which stay as they are."""
-        steps = (record["step"] for record in read_records(self.directory))
+        steps = read_records(self.directory).by_step
         values = self.counts.shams(steps, self.options.settings.fill, self.args["seed"])
-        lines = "".join(json.dumps({"step": step, SHAM: value}) + "\n" for step, value in values.items())
+        lines = "".join(files.to_json({"step": step, SHAM: value}) + "\n" for step, value in values.items())
         if lines:
             path = self.directory / paths.CONTROLS
             run_files.write_atomically(path, lambda file: file.write(lines.encode()))
@@ -253,8 +254,10 @@ class Training:
         if self.args["save_model_every_checkpoint"]:
             self._save_model(paths.step_model(step), self.splits.dataset)
         self.counts.add(step, self.recorder.counts, results)
-        self.line = json.dumps(results, sort_keys=True)
-        self.average_lines = [json.dumps(record, sort_keys=True) for record in self._measure_averages(step, epoch)]
+        self.line = files.to_json(results, sort_keys=True)
+        self.average_lines = [
+            files.to_json(record, sort_keys=True) for record in self._measure_averages(step, epoch)
+        ]
         run_files.save_state(self.directory, self.state())
         run_files.append_record(self.directory, self.line)
         for line in self.average_lines:
@@ -326,6 +329,7 @@ class Training:
             "model_num_domains": self.num_domains,
             "model_hparams": self.hparams,
             "model_dict": self.algorithm.state_dict(),
+            "step": self.step - 1,
         }
         run_files.write_atomically(self.directory / name, lambda file: torch.save(content, file))
 

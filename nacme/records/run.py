@@ -132,7 +132,14 @@ def read_run(
             path = os.path.join(directory, file)
             further[path] = {record["step"]: (number, record) for number, record in read_lines(path, faults)}
             run.unmatched += file == ADDED and len(further[path].keys() - records.keys())
-    last = max(records, default=None)
+    last = max(records, default=-1)
+    if "model.pkl" in files and last >= 0 and (end := final_step(records[last][1])) not in (None, last):
+        faults.add(
+            os.path.join(directory, "model.pkl"),
+            None,
+            f"is of step {end}, but the records end at step {last}; it is taken for none of them",
+        )
+        last = -1
     layout: _Layout | None = None
     for step in sorted(records):
         number, record = records[step]
@@ -156,6 +163,13 @@ def read_run(
             run.records[step] = whole
     run.skipped = faults.texts()
     return run
+
+
+def final_step(record: Mapping[str, Any]) -> int | None:
+    """Tell the last step of a finished run, hence of its ``model.pkl``, by one of its records; None: unknown."""
+    args = record.get("args")
+    steps = args.get("steps") if isinstance(args, dict) else None
+    return steps - 1 if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0 else None
 
 
 def _without_faults(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from nacme import files
 from nacme.errors import ConfigError
 from nacme.plots.style import render
 from nacme.report.tables import Table
@@ -91,10 +90,10 @@ def export_section(section: Section, directory: Path) -> None:
     for group in section.figures:
         figure = group.whole()
         for kind in ("png", "pdf"):
-            write_file(directory / f"{group.name}.{kind}", render(figure, kind))
+            write_file(directory / f"{files.file_name(group.name)}.{kind}", render(figure, kind))
     for table in section.tables:
-        write_file(directory / f"{table.name}.csv", table.to_csv())
-        write_file(directory / f"{table.name}.tex", table.to_latex())
+        write_file(directory / f"{files.file_name(table.name)}.csv", table.to_csv())
+        write_file(directory / f"{files.file_name(table.name)}.tex", table.to_latex())
 
 
 def write_file(path: Path, content: bytes) -> Path:
@@ -117,22 +116,9 @@ def write_file(path: Path, content: bytes) -> Path:
     ConfigError
         If it cannot be written.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        files.replace(path, lambda file: file.write(content))
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from domainbed_plugins.runs.lock import locked
 from domainbed_plugins.sweep.jobs import Job, Resources
 from domainbed_plugins.sweep.launchers.base import Launcher, Outcome, Progress, register, train_job
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
-from nacme import children
-from nacme.errors import ConfigError, NacmeError
+from nacme import children, files
+from nacme.errors import ConfigError, NacmeError, NacmeWarning
 
 #: Seconds between two looks at the queue.
 POLL = 5.0
@@ -122,8 +123,9 @@ class SlurmLauncher(Launcher):
             ) from error
         states = {}
         for line in answer.stdout.splitlines():
-            array_number, number, state = line.split()
-            states[array_number] = states[number] = "queued" if state in _QUEUED else "running"
+            words = line.split()
+            if len(words) == 3:
+                states[words[0]] = states[words[1]] = "queued" if words[2] in _QUEUED else "running"
         return {run: states[number] for run, number in numbers.items() if number in states}
 
 
@@ -132,6 +134,8 @@ def _submit(jobs: Sequence[Job], task: SlurmTask, sweep_dir: Path, resources: Re
         import submitit
     except ImportError as error:
         raise ConfigError("--launcher slurm needs submitit: pip install 'nacme[slurm]'") from error
+    if not str(sweep_dir.absolute()).isprintable():  # it stands in the header of a script
+        raise ConfigError(f"--output_dir {str(sweep_dir)!r} holds what cannot be printed; choose another")
     if shutil.which("sbatch") is None:
         raise ConfigError("--launcher slurm needs Slurm, but there is no sbatch here; use --launcher local")
     asked = {
@@ -170,8 +174,18 @@ def _write_numbers(sweep_dir: Path, numbers: Mapping[str, str]) -> None:
 
 
 def _numbers(sweep_dir: Path) -> dict[str, str]:
+    """Read which Slurm job trains which run; a file of anything else is said and counts as none."""
     path = sweep_dir / paths.JOBS
-    numbers: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    if not os.path.lexists(path):
+        return {}
+    try:
+        numbers = json.loads(files.read_bytes(path))
+        if not isinstance(numbers, dict) or not all(isinstance(number, str) for number in numbers.values()):
+            raise ValueError("no numbers by name")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        warnings.warn(f"{path} does not list Slurm jobs ({reason}); it is ignored", NacmeWarning, stacklevel=2)
+        return {}
     return numbers
 
 

@@ -7,8 +7,7 @@ import torch
 
 import nacme
 from domainbed_plugins.runs.export import export
-from domainbed_plugins.runs.keep import check_keep, kept_steps
-from domainbed_plugins.runs.prune import prune
+from domainbed_plugins.runs.keep import check_keep, kept_steps, prune
 from domainbed_plugins.sweep.jobs import SweepSpec, make_jobs
 from domainbed_plugins.sweep.launchers.local import LocalLauncher
 from nacme.errors import ConfigError, CriterionError, SweepError

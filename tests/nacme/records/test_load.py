@@ -46,7 +46,8 @@ def write_lines(directory: Path, records: list[dict[str, Any]], name: str = "res
 
 
 def test_a_row_holds_what_the_record_says(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", [record(0), record(50, nac_me=0.25, val_loss=None)])
+    args = record(0)["args"] | {"steps": 51}
+    write_run(tmp_path / "a", [record(0, args=args), record(50, args=args, nac_me=0.25, val_loss=None)])
     (tmp_path / "a" / "done").write_text("done")
     (tmp_path / "a" / "model_step0.pkl").touch()
     (tmp_path / "a" / "model.pkl").touch()
