@@ -199,6 +199,16 @@ TargetsOption = Annotated[
     ),
 ]
 
+CandidatesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--candidates",
+        metavar="KIND",
+        help="raw, sma, ema, soup, ...: what may be chosen, several with commas; default: all that are recorded. "
+        "A correlation is among candidates of one kind; default: raw.",
+    ),
+]
+
 
 @app.command("select")
 def select_command(
@@ -207,6 +217,7 @@ def select_command(
     per: Annotated[Per, typer.Option(help="Choose within each run, or across a sweep's runs.")] = Per.sweep,
     form: FormatOption = Format.table,
     targets: TargetsOption = None,
+    candidates: CandidatesOption = None,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Choose a checkpoint per (dataset, algorithm, test env, trial) and criterion."""
@@ -218,6 +229,7 @@ def select_command(
         per.value,
         form.value,
         targets=targets.value if targets else None,
+        candidates=candidates,
         modules=criteria_module,
     )
 
@@ -240,6 +252,7 @@ def correlate_command(
         bool,
         typer.Option("--authors-way", help="The table of NAC's authors: their rank formula, ours beside it."),
     ] = False,
+    candidates: CandidatesOption = None,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
@@ -255,6 +268,7 @@ def correlate_command(
         pool_algorithms=pool_algorithms,
         targets=targets.value if targets else None,
         authors_way=authors_way,
+        candidates=candidates,
         modules=criteria_module,
     )
 

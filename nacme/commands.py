@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nacme.candidates import RAW, kinds, of_kinds
 from nacme.criteria.expressions import split
 from nacme.criteria.registry import all_criteria, default_criteria, load_criteria_module
 from nacme.errors import ConfigError
@@ -27,6 +28,7 @@ def run_select(
     form: Format,
     *,
     targets: Targets | None = None,
+    candidates: Sequence[str] | None = None,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the chosen checkpoints of a sweep."""
@@ -35,7 +37,9 @@ def run_select(
 
     df = _load(sweep, modules)
     names = split_names(criterion) or default_criteria(df, oracle=True)
-    table = select(df, names, per, targets=targets)
+    wanted = split_names(candidates) or None
+    _say_candidates(of_kinds(df, wanted))
+    table = select(df, names, per, targets=targets, candidates=wanted)
     if note := observations(df, targets)[1]:
         _say(note)
     write_frame(table, form)
@@ -52,19 +56,25 @@ def run_correlate(
     pool_algorithms: bool,
     targets: Targets | None = None,
     authors_way: bool = False,
+    candidates: Sequence[str] | None = None,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
     from nacme.authors import authors_table
     from nacme.correlation import rank_correlation
 
-    if authors_way and (targets == "each" or population == "sweep" or pool_algorithms):
+    if authors_way and (targets == "each" or population == "sweep" or pool_algorithms or candidates):
         raise ConfigError(
             "--authors-way looks at the mean over targets within each run; leave --targets each, "
-            "--population sweep and --pool-algorithms out"
+            "--population sweep, --pool-algorithms and --candidates out"
         )
     df = _load(sweep, modules)
     names = split_names(criterion) or default_criteria(df)
+    wanted = split_names(candidates) or [RAW]
+    if len(wanted) > 1:
+        raise ConfigError(
+            f"--candidates {','.join(wanted)}: a correlation is among candidates of one kind; name one"
+        )
     if authors_way:
         table = authors_table(df, names)
     else:
@@ -76,6 +86,7 @@ def run_correlate(
             seed=seed,
             pool_algorithms=pool_algorithms,
             targets=targets,
+            candidate=wanted[0],
         )
     for note in table.attrs["notes"]:
         _say(note)
@@ -169,6 +180,12 @@ def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
             "samples on another scale; a smaller O fills bins (--nac_fill 0.08: a fraction of the samples)"
         )
     return df
+
+
+def _say_candidates(df: pd.DataFrame) -> None:
+    """Say what is chosen among, where that is more than the runs' own checkpoints."""
+    if (found := kinds(df)) != [RAW]:
+        _say(f"candidates: {', '.join(found)}; --candidates raw takes the runs' own checkpoints only")
 
 
 def _say(text: str) -> None:

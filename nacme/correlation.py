@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nacme import bootstrap, statistics
+from nacme.candidates import RAW
 from nacme.criteria.registry import oriented_values
 from nacme.errors import ConfigError
 from nacme.selection import single_env_rows
@@ -58,6 +59,7 @@ def rank_correlation(
     confidence: float = 0.95,
     pool_algorithms: bool = False,
     targets: Targets | None = None,
+    candidate: str = RAW,
 ) -> pd.DataFrame:
     """Correlate criteria with test accuracy in each (dataset, algorithm, test env).
 
@@ -82,6 +84,8 @@ def rank_correlation(
         Of the intervals.
     pool_algorithms : bool
         Whether a cell holds all algorithms; its ``algorithm`` is then ``"all"``.
+    candidate : str
+        The kind of candidate whose checkpoints are ranked: ``"raw"``, ``"sma"`` and so on. Kinds are never mixed.
     targets : {"each", "mean"}, optional
         As for `nacme.select`: what is correlated with where runs have several test envs.
 
@@ -112,7 +116,9 @@ def rank_correlation(
 
     check_arguments(population, n_boot, confidence)
     names = [criteria] if isinstance(criteria, str) else list(criteria)
-    df, targets_note = observations(df, targets)
+    df, targets_note = observations(df, targets, (candidate,))
+    if candidate != RAW:
+        df = df.drop(columns="candidate")  # the one kind there is
     step0_note, cells = split_cells(df, names, population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
     where: dict[str, list[str]] = {}

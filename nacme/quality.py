@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nacme.candidates import RAW, SEVERAL_NETWORKS, across_runs, kinds, of_kinds
 from nacme.correlation import CELL
-from nacme.selection import Per, population_key, rank_checkpoints, single_env_rows
-from nacme.targets import observations
+from nacme.selection import Per, population_key, rank_checkpoints, select, single_env_rows
+from nacme.targets import Targets, observations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,4 +142,64 @@ def summarise_quality(quality: pd.DataFrame) -> pd.DataFrame:
             }
         rows.append(row)
     result: pd.DataFrame = pd.DataFrame(rows)
+    return result
+
+
+def candidate_gains(df: pd.DataFrame, per: Per = "sweep", *, targets: Targets | None = None) -> pd.DataFrame:
+    """Say what each kind of candidate gains over the best-validated raw checkpoint, and what it costs to predict.
+
+    Of every kind the candidate with the highest validation accuracy is taken, in each population; so is it of all
+    that take one network together (``"one network"``), and of all (``"any"``).
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `nacme.load_sweep` returns it.
+    per, targets
+        As for `nacme.select`. With ``per="run"`` candidates across runs are left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per kind: ``per, candidate, n_populations`` (where there are both), ``test_acc``, ``gain`` (mean
+        difference in test accuracy, in points), ``gain_error`` (its standard error; NaN for one), ``better``,
+        ``worse``, ``networks`` (the most that a chosen one takes to predict).
+
+    Raises
+    ------
+    SweepError
+        If there are no raw checkpoints.
+    """
+    import pandas as pd
+
+    key = population_key(per)
+    single = [kind for kind in kinds(df) if kind.partition(":")[0] not in SEVERAL_NETWORKS]
+    sets = {kind: [kind] for kind in kinds(df)} | {"one network": single, "any": kinds(df)}
+    chosen: dict[str, pd.DataFrame] = {}
+    for name, wanted in sets.items():
+        rows = of_kinds(df, wanted)
+        if per == "run":
+            rows = rows[~across_runs(rows)]
+        if len(rows):
+            picks = select(rows, "val_acc", per, targets=targets).set_index(key)
+            cost = dict(rows.groupby("run")["networks"].max()) if "networks" in rows else {}
+            chosen[name] = picks.assign(networks=[int(cost.get(run, 1)) for run in picks.reset_index()["run"]])
+    rows_out = []
+    for name, picks in chosen.items():
+        both = picks.join(chosen[RAW]["test_acc"].rename("raw_acc"), how="inner").dropna(subset="raw_acc")
+        gain = (100 * (both["test_acc"] - both["raw_acc"])).round(9)
+        rows_out.append(
+            {
+                "per": per,
+                "candidate": name,
+                "n_populations": len(both),
+                "test_acc": both["test_acc"].mean(),
+                "gain": gain.mean(),
+                "gain_error": gain.std() / len(gain) ** 0.5 if len(gain) > 1 else float("nan"),
+                "better": int((gain > 0).sum()),
+                "worse": int((gain < 0).sum()),
+                "networks": int(both["networks"].max()) if len(both) else 1,
+            }
+        )
+    result: pd.DataFrame = pd.DataFrame(rows_out)
     return result

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from nacme.candidates import RAW, across_runs
 from nacme.criteria.registry import criterion_values, get_criterion
 from nacme.errors import ConfigError, NacmeWarning, SweepError
 from nacme.targets import Targets, name_cells, observations
@@ -29,6 +30,7 @@ SELECT_COLUMNS = (
     "oracle_acc",
     "regret",
     "checkpoint",
+    "candidate",
 )
 _GROUP = ["dataset", "algorithm", "test_env", "trial_seed"]
 
@@ -71,6 +73,7 @@ def select(
     per: Per = "sweep",
     *,
     targets: Targets | None = None,
+    candidates: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Choose the checkpoint that a criterion ranks first in each population.
 
@@ -87,14 +90,17 @@ def select(
         What is looked at where runs have several test envs (single source): every test env by itself, or their
         mean accuracy, so that one choice is right for all of them. Without it runs with several test envs only
         serve ``leave_one_out``, unless all runs are such; then it is ``"mean"``.
+    candidates : sequence of str, optional
+        What may be chosen: ``["raw"]``, ``["raw", "sma"]`` and so on. None: all that are recorded; regret is
+        against the best of these. Candidates across runs are in no run's population.
 
     Returns
     -------
     pandas.DataFrame
         One row per criterion and population: ``dataset, algorithm, test_env, trial_seed, criterion, run,
-        hparams_seed, step, value, test_acc, oracle_acc, regret, checkpoint``. ``value`` is the criterion's
-        own, ``oracle_acc`` the best test accuracy among *all* checkpoints of the population (also those
-        where the criterion is undefined), ``regret = 100 * (oracle_acc - test_acc)`` in points. Where a
+        hparams_seed, step, value, test_acc, oracle_acc, regret, checkpoint, candidate``. ``value`` is the
+        criterion's own, ``oracle_acc`` the best test accuracy among *all* checkpoints of the population (also
+        those where the criterion is undefined), ``regret = 100 * (oracle_acc - test_acc)`` in points. Where a
         criterion is undefined at every checkpoint, the row says so with nulls. With ``"mean"``, ``test_env`` is
         a text such as ``"1,2,3"`` for runs with several; with ``"each"`` a last column ``train_envs`` says on what
         the runs trained, for runs that trained on other envs are other populations.
@@ -116,15 +122,19 @@ def select(
 
     Notes
     -----
-    Ties are broken as DomainBed breaks them: the earliest step within a run; among runs that tie at their
-    best, the highest ``hparams_seed`` (then the last directory name). Undefined and infinite values are
-    never selected.
+    A tie between kinds of candidates goes to the raw one. Otherwise ties are broken as DomainBed breaks them: the
+    earliest step within a run; among runs that tie at their best, the highest ``hparams_seed`` (then the last
+    directory name). Undefined and infinite values are never selected.
     """
     import pandas as pd
 
     key = population_key(per)
-    df, _ = observations(df, targets)
+    df, _ = observations(df, targets, candidates)
     df = df.reset_index(drop=True)
+    if "candidate" not in df:
+        df = df.assign(candidate=RAW)
+    if per == "run":
+        df = df[~across_runs(df)].reset_index(drop=True)
     rows = single_env_rows(df)
     number = rows.groupby(key).ngroup()
     oracle = rows.groupby(number).agg(oracle_acc=("test_acc", "max"), n=("step", "size"))
@@ -140,7 +150,11 @@ def select(
         # sorting the few that tie for first place is much cheaper than sorting all
         best = scored.groupby("_population")["_score"].transform("max")
         chosen = _in_order(scored[scored["_score"] == best]).drop_duplicates("_population")
-        wanted = [c for c in ("run", "hparams_seed", "step", "value", "test_acc", "checkpoint") if c not in key]
+        wanted = [
+            c
+            for c in ("run", "hparams_seed", "step", "value", "test_acc", "checkpoint", "candidate")
+            if c not in key
+        ]
         table = oracle.drop(columns="n").join(chosen.set_index("_population")[wanted])
         table["criterion"] = name
         table["regret"] = 100 * (table["oracle_acc"] - table["test_acc"])
@@ -188,7 +202,12 @@ def _score(df: pd.DataFrame, rows: pd.DataFrame, number: pd.Series[int], criteri
 def _in_order(scored: pd.DataFrame) -> pd.DataFrame:
     """Sort so that the checkpoint to select comes first."""
     columns = ["_score", "hparams_seed", "run", "step"]
-    ordered: pd.DataFrame = scored.sort_values(columns, ascending=[False, False, False, True])
+    ascending = [False, False, False, True]
+    if "candidate" in scored:
+        kind = scored["candidate"]
+        scored = scored.assign(_averaged=kind.ne(RAW), _kind=kind)
+        columns, ascending = ["_score", "_averaged", *columns[1:], "_kind"], [False, True, *ascending[1:], True]
+    ordered: pd.DataFrame = scored.sort_values(columns, ascending=ascending)
     return ordered
 
 

@@ -6,8 +6,10 @@ kinds of training are mixed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from nacme.candidates import RAW, of_kinds
 from nacme.errors import ConfigError, SweepError
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ _FROM = " from "
 _ACCURACIES = ["test_acc", "test_out_acc"]
 
 
-def observations(df: pd.DataFrame, targets: Targets | None = None) -> tuple[pd.DataFrame, str | None]:
+def observations(
+    df: pd.DataFrame, targets: Targets | None = None, candidates: Sequence[str] | None = (RAW,)
+) -> tuple[pd.DataFrame, str | None]:
     """Turn a sweep into runs with one target each.
 
     Parameters
@@ -30,6 +34,9 @@ def observations(df: pd.DataFrame, targets: Targets | None = None) -> tuple[pd.D
         ``"mean"``: the target is the mean accuracy over a run's test envs, one observation a run. ``"each"``:
         every test env by itself, and runs that trained on other envs apart. None: runs with one test env, if there
         are any (those with several only serve ``leave_one_out``); otherwise ``"mean"``.
+    candidates : sequence of str or None
+        Kinds of candidates to take, as for `nacme.candidates.of_kinds`: raw checkpoints alone, so that no
+        population mixes kinds unasked. None: all.
 
     Returns
     -------
@@ -51,6 +58,7 @@ def observations(df: pd.DataFrame, targets: Targets | None = None) -> tuple[pd.D
         raise ConfigError(f"targets must be 'each' or 'mean', not {targets!r}")
     if df.empty:
         raise SweepError(f"{df.attrs.get('path', 'the sweep')} holds no checkpoints")
+    df = of_kinds(df, candidates)
     several = df["n_test_envs"] > 1
     if not several.any():
         return df, None
@@ -65,13 +73,14 @@ def observations(df: pd.DataFrame, targets: Targets | None = None) -> tuple[pd.D
         rows = df.assign(test_env=_apart(df), n_test_envs=1)
         note = "each test env of a run by itself; '1 from 0' is test env 1 of runs that trained on env 0"
     else:
-        place = [df["run"], df["step"]]
+        kind = ["candidate"] if "candidate" in df else []
+        place = [df[name] for name in ("run", "step", *kind)]
         grouped = df.groupby(place, sort=False)[_ACCURACIES]
         # the mean of what is there would be that of other envs
         means = grouped.transform("mean").where(grouped.transform("count").eq(df["n_test_envs"], axis=0))
         whole = df["test_envs"].astype(str)
         rows = df.assign(**{name: means[name] for name in _ACCURACIES}, test_env=whole, n_test_envs=1)
-        rows = rows[~rows.duplicated(["run", "step"])]
+        rows = rows[~rows.duplicated(["run", "step", *kind])]
         note = f"{count} of {runs} runs have several test envs: test accuracy is the mean over them"
         if targets is None:
             note += ", one observation a run (--targets mean); --targets each looks at every test env by itself"

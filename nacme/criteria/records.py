@@ -22,7 +22,7 @@ def oracle(df: pd.DataFrame) -> pd.Series[float]:
 
 def domainbed_oracle(df: pd.DataFrame) -> pd.Series[float]:
     """Return accuracy on the test env's held-out split at the last checkpoint of each run, NaN elsewhere."""
-    final = df.groupby("run", sort=False)["step"].transform("max")
+    final = df.groupby(["run", *_kind(df)], sort=False)["step"].transform("max")
     values: pd.Series[float] = df["test_out_acc"].where(df["step"] == final)
     return values
 
@@ -55,7 +55,7 @@ def leave_one_out(df: pd.DataFrame) -> pd.Series[float]:
             "criterion 'leave_one_out' needs runs with pairs of test envs, and "
             f"{df.attrs.get('path', 'the sweep')} has none; add them to the sweep, or leave this criterion out"
         )
-    place = ["dataset", "algorithm", "trial_seed", "hparams_seed", "step"]
+    place = ["dataset", "algorithm", "trial_seed", "hparams_seed", "step", *_kind(df)]
     key = [*place, "test_env"]
     # A row of run {t, v} that tests on v says how well v does when t is the final test env.
     other = pairs["test_envs"].map(lambda text: sum(int(e) for e in text.split(","))) - pairs["test_env"]
@@ -68,3 +68,8 @@ def leave_one_out(df: pd.DataFrame) -> pd.Series[float]:
     complete = (merged["count"] == merged["n_envs"] - 1) & (merged["size"] == merged["count"]) & alone
     values: pd.Series[float] = merged["mean"].where(complete).reindex(df.index)
     return values
+
+
+def _kind(df: pd.DataFrame) -> list[str]:
+    """Averages along a run are no further checkpoints of it."""
+    return ["candidate"] if "candidate" in df else []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nacme import files
 from nacme.errors import NacmeWarning
-from nacme.records.run import ADDED, CONTROLS, DETECTED, FROM_NAC, HEAD, RESULTS
+from nacme.records.run import ADDED, AVERAGES, CONTROLS, DETECTED, FROM_NAC, HEAD, RESULTS
 from nacme.records.table import Table
 from nacme.version import __version__
 
@@ -43,7 +43,8 @@ def signature(sweep: Path, runs: Iterable[str], known: Iterable[str]) -> str:
     digest = hashlib.sha256(json.dumps([__version__, FORM, *HEAD, *FROM_NAC, *sorted(known)]).encode())
     for run in runs:
         # Adding or removing a file changes the directory's own time, appending to one does not.
-        for path in (run, f"{run}/{RESULTS}", f"{run}/{ADDED}", f"{run}/{CONTROLS}", f"{run}/{DETECTED}"):
+        for name in ("", RESULTS, ADDED, CONTROLS, AVERAGES, DETECTED):
+            path = f"{run}/{name}" if name else run
             try:
                 state = os.stat(f"{sweep}/{path}")
                 said = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nacme.candidates import FOLDER, RAW, of_kinds
 from nacme.errors import NacmeWarning, SweepError
-from nacme.records.run import ADDED, LAST_MODEL, RESULTS, STEP_MODEL
+from nacme.records.run import ADDED, ITSELF, LAST_MODEL, RESULTS, STEP_MODEL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,7 @@ BASE_COLUMNS = (
     "hparams_seed",
     "seed",
     "step",
+    "candidate",
     "test_acc",
     "test_out_acc",
     "val_acc",
@@ -69,7 +71,11 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True, strict: bool
         ``test_env``, ``test_envs``, ``n_test_envs``, ``n_envs``
             this row's test env, all of the run's (``"0,2"``), how many those are, how many envs there are
         ``step``
-            of the checkpoint
+            of the checkpoint; of a candidate across runs, the last of its members'
+        ``candidate``
+            ``"raw"`` for the run's own checkpoints; ``"sma"`` or ``"ema"`` for averages along it;
+            ``"soup:uniform"``, ``"ensemble:all"`` and the like for what ``nacme average`` made, whose ``run`` is
+            ``"candidates/..."`` and whose ``hparams_seed`` is -1 where it was made from several runs
         ``test_acc``, ``test_out_acc``, ``val_acc``, ``val_acc_worst``
             ``env{t}_in_acc`` and ``env{t}_out_acc`` of the row's test env ``t``; the mean, and the least, of
             ``env{i}_out_acc`` over the envs that are no test env of the run
@@ -84,6 +90,8 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True, strict: bool
             what ``nacme detect`` found: ``auroc``, ``aupr`` and ``fpr95``, by shift and detector
         ``occupied_bins``, ``degenerate``, ``full_bins``
             from the record's ``nac`` object; no column if no record holds them
+        ``networks``
+            how many networks the candidate takes to predict; no column if there are no candidates across runs
 
         ``attrs["path"]`` is the path, ``attrs["exclusions"]`` a list of what was left out and why.
 
@@ -107,6 +115,7 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True, strict: bool
     """
     from nacme.criteria.registry import recorded_names
     from nacme.records import cache as sweep_cache
+    from nacme.records.table import read_candidates
 
     sweep = Path(path)
     if not os.path.isdir(sweep):
@@ -125,6 +134,8 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True, strict: bool
         table = _read(sweep, names, known)
         if cached:
             sweep_cache.save(sweep, state, table)
+    if made := candidate_names(sweep):
+        table = table.join([table, read_candidates(str(sweep), made, known)])
     if not len(table.lengths) and not table.facts["empty"]:
         raise SweepError(
             f"{sweep} holds no runs: neither it nor a directory in it has a {RESULTS}; give the directory that "
@@ -166,9 +177,19 @@ def run_names(sweep: Path) -> list[str]:
 
     try:
         with os.scandir(sweep) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_run(entry))
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_run(entry))
     except OSError as error:
         raise SweepError(f"{sweep} cannot be read: {error.strerror}") from error
+    return [name for name in names if name != FOLDER or os.path.isfile(sweep / FOLDER / RESULTS)]
+
+
+def candidate_names(sweep: Path) -> list[str]:
+    """Name the candidates across the runs of a sweep, in order; there may be none."""
+    try:
+        with os.scandir(sweep / FOLDER) as entries:
+            return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+    except OSError:
+        return []
 
 
 def unfilled_share(df: pd.DataFrame) -> float:
@@ -245,7 +266,8 @@ def _without_copies(df: pd.DataFrame, table: Table) -> tuple[pd.DataFrame, list[
     """Leave out runs that are copies of others; say which, and what else is one training."""
     from nacme.records.duplicates import find_copies
 
-    copies, same = find_copies(df, table.heads["run"], table.heads["args"])
+    own = table.heads["candidate"] == RAW
+    copies, same = find_copies(of_kinds(df, [RAW]), table.heads["run"][own], table.heads["args"][own])
     left_out = []
     if count := len(copies):
         df = df[~df["run"].isin(copies)].reset_index(drop=True)
@@ -275,17 +297,23 @@ def _frame(table: Table, sweep: Path) -> pd.DataFrame:
     df["step"] = df["step"].astype(np.int64)
     checkpoint = np.full(len(df), None, object)
     single = os.path.isfile(sweep / RESULTS)
-    for kind, pattern in ((STEP_MODEL, "model_step{}.pkl"), (LAST_MODEL, "model.pkl")):
+    for kind, pattern in ((STEP_MODEL, "model_step{}{}.pkl"), (LAST_MODEL, "model{1}.pkl"), (ITSELF, "")):
         rows = np.flatnonzero(table.columns["model"] == kind)
         checkpoint[rows] = [
-            os.path.join(sweep, "" if single else run, pattern.format(step))
-            for run, step in zip(df["run"].iloc[rows], df["step"].iloc[rows])
+            os.path.join(sweep, f"{run}.json")
+            if kind == ITSELF
+            else os.path.join(
+                sweep, "" if single else run, pattern.format(step, "" if candidate == RAW else f"_{candidate}")
+            )
+            for run, step, candidate in zip(*(df[name].iloc[rows] for name in ("run", "step", "candidate")))
         ]
     # As a series of objects: pandas would turn the Nones among strings into NaN.
     df["checkpoint"] = pd.Series(checkpoint, dtype=object)
     if "degenerate" in df:
         df["degenerate"] = df["degenerate"].astype("boolean")
-    extra = [name for name in ("occupied_bins", "degenerate", "full_bins") if name in df]
+    if "networks" in df:
+        df["networks"] = df["networks"].fillna(1).astype(np.int64)
+    extra = [name for name in ("occupied_bins", "degenerate", "full_bins", "networks") if name in df]
     criteria = sorted(set(table.columns) - {*BASE_COLUMNS, "model", *extra})
     df = df[[*BASE_COLUMNS, *criteria, *extra]]
     return df

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from nacme.candidates import RAW
 from nacme.criteria.registry import VARIANT_PREFIX
 from nacme.records.lines import Faults, read_lines
 
@@ -35,9 +37,10 @@ HEAD = (
     "seed",
     "done",
     "args",
+    "candidate",
 )
-#: Values of the column ``model``: where the checkpoint's model is saved.
-NO_MODEL, STEP_MODEL, LAST_MODEL = 0, 1, 2
+#: Values of the column ``model``: where the checkpoint's model is saved; ``ITSELF``: in the record's own file.
+NO_MODEL, STEP_MODEL, LAST_MODEL, ITSELF = 0, 1, 2, 3
 
 #: What the ``nac`` object says of how coverage was measured; values measured differently do not compare.
 _SETTINGS = ("alpha", "bins", "fill", "split", "spacing", "correct_only")
@@ -52,6 +55,7 @@ _MOST = 2**63
 #: By how much rounding may carry a mean of zeros and ones out of [0, 1].
 _ROUNDING = 1e-6
 _NAN = float("nan")
+_KIND = re.compile(r"[a-z]+(:[a-z0-9_]+)*")
 _FAULTS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 #: Numbers by column that all test envs share, and the test accuracies of each.
 _Numbers = tuple[dict[str, float], list[tuple[float, float]]]
@@ -161,6 +165,61 @@ def read_run(
         layout.add(numbers, whole, model, run)
         if keep:
             run.records[step] = whole
+    if AVERAGES in files:
+        _read_averages(os.path.join(directory, AVERAGES), files, known, run, faults)
+    run.skipped = faults.texts()
+    return run
+
+
+def _read_averages(path: str, files: frozenset[str], known: frozenset[str], run: Run, faults: Faults) -> None:
+    """Add the averages along a run, kind by kind."""
+    found: dict[str, dict[int, tuple[int, dict[str, Any]]]] = {}
+    for number, record in read_lines(path, faults):
+        kind = record.get("candidate")
+        if not isinstance(kind, str) or not _KIND.fullmatch(kind) or kind == RAW:
+            faults.add(path, number, f"not a record of an average (candidate is {_shown(kind)}); skipped")
+            continue
+        found.setdefault(kind, {})[record["step"]] = number, record
+    for kind, records in sorted(found.items()):
+        layout: _Layout | None = None
+        for step in sorted(records):
+            number, record = records[step]
+            model = STEP_MODEL if f"model_step{step}_{kind}.pkl" in files else NO_MODEL
+            if not model and step == max(records) and f"model_{kind}.pkl" in files:
+                model = LAST_MODEL
+            try:
+                if layout is None or not layout.fits(record):
+                    layout = _Layout(run.name, record, "done" in files, kind)
+                layout.add(layout.read(record, known), record, model, run)
+            except _FAULTS as error:
+                faults.add(path, number, f"not a record of an average ({_said(error)}); skipped")
+
+
+def read_candidate(path: str, name: str, known: frozenset[str]) -> Run:
+    """Read the record of a candidate across runs: a file that holds one record.
+
+    Parameters
+    ----------
+    path : str
+    name : str
+        For the column ``run``.
+    known : frozenset of str
+        As for `read_run`.
+
+    Returns
+    -------
+    Run
+    """
+    run, faults = Run(name), Faults()
+    for number, record in read_lines(path, faults):
+        try:
+            kind = record["candidate"]
+            if not isinstance(kind, str) or not _KIND.fullmatch(kind):
+                raise ValueError(f"candidate is {_shown(kind)}")
+            layout = _Layout(name, record, done=True, candidate=kind)
+            layout.add(layout.read(record, known), record, ITSELF, run)
+        except _FAULTS as error:
+            faults.add(path, number, f"not a candidate of nacme ({_said(error)}); skipped")
     run.skipped = faults.texts()
     return run
 
@@ -217,7 +276,7 @@ def _by_key(grid: object) -> dict[str, Any]:
 class _Layout:
     """Where to find the numbers in the records of a run, worked out once for records of equal ``args``."""
 
-    def __init__(self, name: str, record: dict[str, Any], done: bool) -> None:
+    def __init__(self, name: str, record: dict[str, Any], done: bool, candidate: str = RAW) -> None:
         args = record["args"]
         if not isinstance(args, dict):
             raise ValueError("args is no object")
@@ -233,7 +292,8 @@ class _Layout:
         seeds = [_whole(key, args[key]) for key in ("trial_seed", "hparams_seed", "seed")]
         # where a run was written does not make it another run
         asked = orjson.dumps({**args, "output_dir": None}, option=orjson.OPT_SORT_KEYS)
-        tail = (len(test_envs), self._n_envs, *seeds, done, hashlib.blake2b(asked, digest_size=16).hexdigest())
+        digest = hashlib.blake2b(asked, digest_size=16).hexdigest()
+        tail = (len(test_envs), self._n_envs, *seeds, done, digest, candidate)
         self._heads = [(name, *names, t, joined, *tail) for t in test_envs]
         self._blocks: list[Block] = []
 
@@ -262,6 +322,8 @@ class _Layout:
         for key in keys:
             if key in record:
                 numbers[key] = _number(key, record[key])
+        if "networks" in record:
+            numbers["networks"] = _whole("networks", record["networks"])
         tests = [(_accuracy(i, record[i]), _accuracy(o, record[o])) for i, o in self._test_keys]
         return numbers, tests
 

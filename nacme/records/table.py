@@ -12,7 +12,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from nacme.records.run import HEAD, RESULTS, Run, read_run
+from nacme.candidates import FOLDER
+from nacme.records.run import HEAD, RESULTS, Run, read_candidate, read_run
 
 #: What `Facts` tells of: directories without records, runs whose records are all unreadable, lines left out,
 #: runs with repeated steps, runs with added values for unknown steps, settings of coverage, and its layers.
@@ -153,3 +154,23 @@ def read_runs(sweep: str, names: Iterable[str], known: frozenset[str]) -> Table:
         except OSError as error:  # no permission, or deleted meanwhile
             runs.append(Run(title, skipped=[f"{directory} cannot be read ({error.strerror}); skipped"]))
     return Table.of_runs(runs, bare)
+
+
+def read_candidates(sweep: str, names: Iterable[str], known: frozenset[str]) -> Table:
+    """Read the candidates across the runs of a sweep.
+
+    Parameters
+    ----------
+    sweep : str
+    names : iterable of str
+        Of files in its folder of candidates.
+    known : frozenset of str
+        Names of the recorded criteria.
+
+    Returns
+    -------
+    Table
+    """
+    folder = os.path.join(sweep, FOLDER)
+    named = [(name, f"{FOLDER}/{os.path.splitext(name)[0]}") for name in names]
+    return Table.of_runs([read_candidate(os.path.join(folder, name), title, known) for name, title in named], [])

@@ -24,6 +24,7 @@ from nacme import plots
 from nacme.criteria.registry import default_criteria
 from nacme.errors import ConfigError
 from nacme.plots.style import counted
+from nacme.report.candidates import candidates_section
 from nacme.report.findings import STEPS, Findings, Population, gather
 from nacme.report.page import Section, draw_panels, export_section, write_file
 from nacme.report.settings import coverage_section, settings_section
@@ -95,6 +96,7 @@ def write_report(
         _curves,
         partial(settings_section, df=observations(df, targets)[0], whole=df, include_step0=include_step0),
         coverage_section,
+        partial(candidates_section, df=df, targets=targets),
     ]
     with tqdm(total=STEPS + len(lay_out), desc="report", disable=None, leave=False) as bar:
         findings = gather(
