@@ -22,7 +22,7 @@ from nacme.taps import Taps, untouched
 
 pytestmark = [pytest.mark.domainbed, pytest.mark.filterwarnings("ignore")]
 
-CLASSES, DOMAINS = 5, 2
+CLASSES, DOMAINS = 5, 3
 #: The smallest of timm's: a convolutional network, and a vision transformer.
 SMALL = "test_efficientnet.r160_in1k"
 TRANSFORMER = "test_vit.r160_in1k"
@@ -300,3 +300,19 @@ def test_a_checkpoint_alone_rebuilds_its_network(domainbed, weights, tmp_path, t
     load_weights(rebuilt, content["model_dict"], run / "model.pkl")
     export(run, 2, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "card.json").read_text())["hparams"]["featurizer"] == f"timm:{SMALL}"
+
+
+def test_resumes_to_the_last_digit_with_another_layout(
+    domainbed, weights, tmp_path, train_run, crash, read_records, image_folder
+):
+    _, path = weights()
+    hparams = {"batch_size": 4, "data_augmentation": False, "channels_last": True, "head_init": "linear_probe"}
+    flags = ["--dataset", "PACS40", "--data_dir", str(image_folder), "--test_envs", "2", "--steps", "6"]
+    flags += ["--checkpoint_freq", "2", "--hparams", json.dumps({**hparams, **timm_flags(path)})]
+    train_run(tmp_path / "whole", *flags, n_workers=0)
+    with pytest.raises(crash.error):
+        train_run(tmp_path / "cut", *flags, n_workers=0, after={3: crash})
+    train_run(tmp_path / "cut", *flags, n_workers=0)
+    assert read_records(tmp_path / "cut") == read_records(tmp_path / "whole")
+    ours, theirs = (load_checkpoint(tmp_path / run / "model.pkl")["model_dict"] for run in ("cut", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
