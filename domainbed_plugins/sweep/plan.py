@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.backends import image_folders, networks
 from domainbed_plugins.sweep.jobs import Job, SweepSpec, make_jobs
+from domainbed_plugins.training.averages import first_step
 
 if TYPE_CHECKING:
     from nacme.output import Format
@@ -115,7 +116,10 @@ def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) ->
     base, size = image_folders.parse(args["dataset"]) or (args["dataset"], 224)
     name, network = _network(base, size, hparams, testbed.name)
     steps = args["steps"] or dataset.N_STEPS
-    checkpoints = len({*range(0, steps, args["checkpoint_freq"] or dataset.CHECKPOINT_FREQ), steps - 1})
+    at = {*range(0, steps, args["checkpoint_freq"] or dataset.CHECKPOINT_FREQ), steps - 1}
+    checkpoints, averages = len(at), len(spec.average)
+    # averages are measured, too, once there are any
+    passes = checkpoints + averages * sum(step >= first_step(spec.average_from, steps) for step in at)
     n_envs = testbed.datasets.num_environments(args["dataset"])
     train_envs = n_envs - len(args["test_envs"])
     images = IMAGES.get(base, 0)
@@ -131,8 +135,8 @@ def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) ->
         **done,
         "steps": steps,
         "checkpoints": checkpoints,
-        "gigabytes": kept * network.megabytes / 1000,
-        "hours": (trained + checkpoints * images) * network.gflop / 1000 / SUSTAINED / 3600,
+        "gigabytes": kept * (1 + averages) * network.megabytes / 1000,
+        "hours": (trained + passes * images) * network.gflop / 1000 / SUSTAINED / 3600,
     }
 
 

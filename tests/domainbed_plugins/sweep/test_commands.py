@@ -232,6 +232,17 @@ def test_plan_counts_each_file_that_is_kept(tmp_path, capsys):
     assert gigabytes == pytest.approx([2 * files * 1e-4 for files in (1, 2, 4)])
 
 
+def test_plan_counts_averages(tmp_path, capsys):
+    rows = []
+    for averages in ({}, {"average": ["sma"]}, {"average": ["sma", "ema"], "average_from": 0.9}):
+        spec = write_yaml(tmp_path / "spec.yaml", keep=["last"], steps=500, checkpoint_freq=5, **averages)
+        sweep_commands.plan_command(spec, None, None, None, "json")
+        rows.append(json.loads(capsys.readouterr().out)[0])
+    plain, one, late = rows
+    assert [row["gigabytes"] / plain["gigabytes"] for row in rows] == pytest.approx([1, 2, 3])
+    assert plain["hours"] < late["hours"] < one["hours"]
+
+
 @pytest.mark.domainbed
 def test_plan_knows_image_folders_of_any_size(domainbed, tmp_path, capsys):
     hours = {}
