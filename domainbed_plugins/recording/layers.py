@@ -68,9 +68,12 @@ def authors_layers(algorithm: nn.Module) -> list[str] | None:
     """
     parts = dict(algorithm.named_modules(remove_duplicate=False))
     place = next((name for name in FEATURIZERS if name in parts), None)
+    # a network of timm that was chosen by name: see `domainbed_plugins.backends.networks`
+    inside = "network.body" if f"{place}.network.body" in parts else "network"
     for row in TABLE:
-        if f"{place}.{row.layer}" in parts and (not row.mark or f"{place}.{row.mark}" in parts):
-            return [f"{place}.{row.layer}"]
+        layer, mark = (part.replace("network", inside, 1) for part in (row.layer, row.mark))
+        if f"{place}.{layer}" in parts and (not mark or f"{place}.{mark}" in parts):
+            return [f"{place}.{layer}"]
     return None
 
 

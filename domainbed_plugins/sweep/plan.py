@@ -123,7 +123,7 @@ def _cost(job: Job, spec: SweepSpec, domainbed: str | None, *, counted: bool) ->
     n_envs = testbed.datasets.num_environments(args["dataset"])
     train_envs = n_envs - len(args["test_envs"])
     images = IMAGES.get(base, 0)
-    if spec.eval_splits == "fast" and spec.split == "out":
+    if spec.eval_splits == "fast" and "in" not in spec.splits():
         images *= 1 - (1 - args["holdout_fraction"]) * train_envs / n_envs
     trained = 3 * steps * hparams["batch_size"] * train_envs
     # of all, the last is there twice: as model.pkl, too

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from domainbed_plugins import score
 from domainbed_plugins.backends import networks
+from domainbed_plugins.recording.layers import authors_layers, resolve
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.runs.export import export
 from domainbed_plugins.sweep.plan import _counted
@@ -260,6 +261,21 @@ def test_recording_finds_what_feeds_the_classifier(domainbed, images):
     (a,), (b,) = fed.activations.values(), pooled.activations.values()
     assert torch.equal(a, b)
     assert a.shape == (3, 1280)
+    # the authors measured no such network: theirs is what feeds the classifier, the pooled features
+    assert resolve("authors", algorithm) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("test_resnet", "global_pool"),
+        ("vit_tiny_patch16_224", "blocks.11.norm2"),
+    ],
+)
+def test_the_authors_layers_of_networks_of_timm(name, layer, domainbed):
+    with networks.without_weights():
+        algorithm = make(domainbed, shape=(3, 64, 64), **timm_flags("unread", name))
+    assert authors_layers(algorithm) == [f"featurizer.network.body.{layer}"]
 
 
 @pytest.mark.slow
