@@ -17,6 +17,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    # flags are spelled as DomainBed spells its own, --output_dir; --output-dir is accepted, too
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
 )
 
 
@@ -130,7 +132,9 @@ def sweep_run_command(
         ),
     ] = "local",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, or core.")] = None,
-    wait: Annotated[bool, typer.Option(help="With a scheduler: follow the runs until they end.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no_wait", help="Follow a scheduler's runs until they end.")
+    ] = True,
     domainbed: DomainBedRoot = None,
 ) -> None:
     """Train what is missing; running it again continues."""
@@ -188,7 +192,7 @@ CriterionNames = Annotated[
 ]
 CriteriaModules = Annotated[
     list[str] | None,
-    typer.Option("--criteria-module", metavar="MODULE", help="A module or .py file that registers criteria."),
+    typer.Option("--criteria_module", metavar="MODULE", help="A module or .py file that registers criteria."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
 TargetsOption = Annotated[
@@ -241,16 +245,16 @@ def correlate_command(
     population: Annotated[Per, typer.Option(help="Rank within each run, or across a sweep's runs.")] = Per.run,
     form: FormatOption = Format.table,
     include_step0: Annotated[
-        bool, typer.Option("--include-step0", help="Count the untrained network as a checkpoint.")
+        bool, typer.Option("--include_step0", help="Count the untrained network as a checkpoint.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap over runs.")] = 0,
     pool_algorithms: Annotated[
-        bool, typer.Option("--pool-algorithms", help="One row for all algorithms together.")
+        bool, typer.Option("--pool_algorithms", help="One row for all algorithms together.")
     ] = False,
     targets: TargetsOption = None,
     authors_way: Annotated[
         bool,
-        typer.Option("--authors-way", help="The table of NAC's authors: their rank formula, ours beside it."),
+        typer.Option("--authors_way", help="The table of NAC's authors: their rank formula, ours beside it."),
     ] = False,
     candidates: CandidatesOption = None,
     criteria_module: CriteriaModules = None,
@@ -283,7 +287,7 @@ def report_command(
     ] = None,
     criterion: CriterionNames = None,
     include_step0: Annotated[
-        bool, typer.Option("--include-step0", help="Count the untrained network as a checkpoint.")
+        bool, typer.Option("--include_step0", help="Count the untrained network as a checkpoint.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap over runs.")] = 0,
     targets: TargetsOption = None,

@@ -65,8 +65,8 @@ def run_correlate(
 
     if authors_way and (targets == "each" or population == "sweep" or pool_algorithms or candidates):
         raise ConfigError(
-            "--authors-way looks at the mean over targets within each run; leave --targets each, "
-            "--population sweep, --pool-algorithms and --candidates out"
+            "--authors_way looks at the mean over targets within each run; leave --targets each, "
+            "--population sweep, --pool_algorithms and --candidates out"
         )
     df = _load(sweep, modules)
     names = split_names(criterion) or default_criteria(df)

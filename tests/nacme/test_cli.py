@@ -1,8 +1,9 @@
 """The command line as a whole: quick to answer, light to import, one line for a user's mistake."""
 
+import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,7 +14,7 @@ def nacme(*arguments):
     )
 
 
-@pytest.mark.parametrize("module", ["nacme", "nacme.cli"])
+@pytest.mark.parametrize("module", ["nacme", "nacme.cli", "domainbed_plugins.train"])
 def test_importing_loads_neither_torch_nor_matplotlib(module):
     heavy = "{'torch', 'matplotlib', 'pandas', 'scipy', 'torchmetrics'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
@@ -25,15 +26,17 @@ def test_every_name_in_the_package_loads():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
 
 
-def test_help_answers_in_under_a_second():
-    quickest = float("inf")
+def test_help_answers_in_half_a_second():
+    took = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = nacme("--help")
-        quickest = min(quickest, time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # of the processor, since others may be busy on the machine
+        took.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         assert result.returncode == 0
     assert {"demo", "train", "select", "correlate", "report", "criteria"} <= set(result.stdout.split())
-    assert quickest < 1.0
+    assert min(took) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,22 @@ def test_batch_larger_than_a_split_is_said_at_once(tmp_path):
 def test_bad_usage_exits_with_2():
     assert nacme("select").returncode == 2
     assert nacme("train", "--no_such_flag").returncode == 2
+
+
+@pytest.mark.parametrize("flag", ["--include_step0", "--include-step0"])
+def test_a_flag_is_known_by_both_spellings(flag, simulated_sweep):
+    done = nacme("correlate", simulated_sweep, flag, "--format", "json", "--criterion", "last")
+    assert done.returncode == 0, done.stderr
+    plain = nacme("correlate", simulated_sweep, "--format", "json", "--criterion", "last")
+    counts = [[row["n_checkpoints"] for row in json.loads(told.stdout)] for told in (done, plain)]
+    assert all(with_step0 > without for with_step0, without in zip(*counts))
+
+
+def test_flags_are_listed_in_one_spelling():
+    for command in ("select", "correlate", "report", "criteria", "prune", "export", "demo"):
+        told = nacme(command, "--help")
+        words = {word.strip(",│") for word in told.stdout.split()}
+        assert [word for word in words if word.startswith("--") and "-" in word[2:]] == [], command
+    for command in ("run", "plan", "status", "delete"):
+        words = set(nacme("sweep", command, "--help").stdout.split())
+        assert [word for word in words if word.startswith("--") and "-" in word[2:]] == [], command
