@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nacme.candidates import RAW, SEVERAL_NETWORKS, across_runs, kinds, of_kinds
 from nacme.correlation import CELL
@@ -52,6 +52,11 @@ def selection_quality(
             where the criterion is defined at ``k`` checkpoints or more
         ``regret``
             in points, averaged over the populations where the criterion is defined
+        ``regret_over_ties``, ``n_tied``
+            the regret to be expected if one of the checkpoints that tie for first place is drawn, and how many
+            tie, averaged likewise
+        ``n_no_choice``
+            populations in which more than half of the candidates tie, as `nacme.select` says it
         ``gain_over_B`` for each baseline ``B``
             in points: test accuracy of the selected checkpoint minus that of the baseline's, averaged over
             the populations where both are defined
@@ -71,6 +76,7 @@ def selection_quality(
     df, _ = observations(df)
     oracle = single_env_rows(df).groupby(key)["test_acc"].max()
     tops: dict[str, pd.DataFrame] = {}
+    ties: dict[str, pd.DataFrame] = {}
     for name in dict.fromkeys([*criteria, *baselines]):
         ranked = rank_checkpoints(df, name, per)
         accuracies = {}
@@ -79,16 +85,25 @@ def selection_quality(
             by = ranked.loc[best.index].groupby(key)["test_acc"]
             accuracies[f"top{k}_acc"] = by.mean().where(by.size() == k)
         tops[name] = pd.DataFrame(accuracies).reindex(oracle.index)
+        if name in criteria:
+            by = ranked.groupby(key)
+            tied = ranked[ranked["value"] == by["value"].transform("first")].groupby(key)["test_acc"]
+            found = tied.agg(n_tied="size", tied_acc="mean")
+            found["none"] = (found["n_tied"] > 1) & (2 * found["n_tied"] > by.size())
+            ties[name] = found.reindex(oracle.index)
     tables = []
     for name in criteria:
         table = tops[name].copy()
         table["regret"] = 100 * (oracle - table["top1_acc"])
+        table["regret_over_ties"] = 100 * (oracle - ties[name]["tied_acc"])
+        table["n_tied"] = ties[name]["n_tied"]
         for baseline in baselines:
             table[f"gain_over_{baseline}"] = 100 * (table["top1_acc"] - tops[baseline]["top1_acc"])
         grouped = table.groupby(CELL)
         cells = grouped.mean()
         cells.insert(0, "n_populations", grouped.size())
         cells.insert(1, "n_undefined", table["top1_acc"].isna().groupby(CELL).sum())
+        cells.insert(2, "n_no_choice", ties[name]["none"].eq(True).groupby(CELL).sum())
         cells = cells.reset_index()
         cells.insert(len(CELL), "per", per)
         cells.insert(len(CELL) + 1, "criterion", name)
@@ -108,11 +123,12 @@ def summarise_quality(quality: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per criterion, in order of appearance: ``per, criterion, n_cells``, then the accuracies,
-        regret and gains averaged first over algorithms within a (dataset, test env), then over those; and
-        for each baseline ``B`` ``wins_over_B``, ``losses_to_B``, ``ties_with_B`` (cells with a positive,
-        negative or zero gain), ``win_rate_over_B`` (of the cells that are not ties) and ``sign_p_over_B``,
-        the two-sided p-value of a sign test over those cells. NaN where there is no such cell.
+        One row per criterion, in order of appearance: ``per, criterion, n_cells``, the sums ``n_populations``
+        and ``n_no_choice``, then the accuracies, regrets, ties and gains averaged first over algorithms within
+        a (dataset, test env), then over those; and for each baseline ``B`` ``wins_over_B``, ``losses_to_B``,
+        ``ties_with_B`` (cells with a positive, negative or zero gain), ``win_rate_over_B`` (of the cells that
+        are not ties) and ``sign_p_over_B``, the two-sided p-value of a sign test over those cells. NaN where
+        there is no such cell.
 
     Notes
     -----
@@ -123,11 +139,13 @@ def summarise_quality(quality: pd.DataFrame) -> pd.DataFrame:
     from scipy.stats import binomtest
 
     gains = [c for c in quality.columns if c.startswith("gain_over_")]
-    averaged = [f"top{k}_acc" for k in TOP] + ["regret", *gains]
+    averaged = [f"top{k}_acc" for k in TOP] + ["regret", "regret_over_ties", "n_tied", *gains]
+    counted = ["n_populations", "n_no_choice"]
     rows = []
     for (per, name), of_criterion in quality.groupby(["per", "criterion"], sort=False):
         cells = of_criterion.groupby(["dataset", "test_env"])[averaged].mean()
-        row = {"per": per, "criterion": name, "n_cells": len(cells), **cells.mean().to_dict()}
+        row: dict[Any, Any] = {"per": per, "criterion": name, "n_cells": len(cells)}
+        row |= of_criterion[counted].sum().to_dict() | cells.mean().to_dict()
         for column in gains:
             baseline = column.removeprefix("gain_over_")
             gain = cells[column].dropna().round(9)  # points; means of equal numbers may differ in the last bit

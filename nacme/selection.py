@@ -30,7 +30,15 @@ SELECT_COLUMNS = (
     "oracle_acc",
     "regret",
     "checkpoint",
+    "n_tied",
+    "regret_over_ties",
     "candidate",
+    "no_choice",
+)
+#: The rule that breaks ties wherever a checkpoint is chosen, from first to last; it is DomainBed's.
+TIE_RULE = (
+    "the raw checkpoint before an average; the earliest step of a run; among runs the highest hparams_seed, then the "
+    "last directory name"
 )
 _GROUP = ["dataset", "algorithm", "test_env", "trial_seed"]
 
@@ -98,12 +106,16 @@ def select(
     -------
     pandas.DataFrame
         One row per criterion and population: ``dataset, algorithm, test_env, trial_seed, criterion, run,
-        hparams_seed, step, value, test_acc, oracle_acc, regret, checkpoint, candidate``. ``value`` is the
-        criterion's own, ``oracle_acc`` the best test accuracy among *all* checkpoints of the population (also
-        those where the criterion is undefined), ``regret = 100 * (oracle_acc - test_acc)`` in points. Where a
-        criterion is undefined at every checkpoint, the row says so with nulls. With ``"mean"``, ``test_env`` is
-        a text such as ``"1,2,3"`` for runs with several; with ``"each"`` a last column ``train_envs`` says on what
-        the runs trained, for runs that trained on other envs are other populations.
+        hparams_seed, step, value, test_acc, oracle_acc, regret, checkpoint, n_tied, regret_over_ties,
+        candidate, no_choice``. ``value`` is the criterion's own, ``oracle_acc`` the best test accuracy among *all*
+        checkpoints of the population (also those where the criterion is undefined), ``regret = 100 *
+        (oracle_acc - test_acc)`` in points. ``n_tied`` checkpoints share the best value (1: the chosen one
+        alone), ``regret_over_ties`` is the regret to be expected if one of them is drawn, and ``no_choice``
+        says that they are more than half of those where the criterion is defined: what it names then is
+        the tie rule's choice, not its own. Where a criterion is undefined at every checkpoint, the row says
+        so with nulls. With ``targets="mean"``, ``test_env`` is a text such as ``"1,2,3"`` for runs with several;
+        with ``"each"`` a last column ``train_envs`` says on what the runs trained, for runs that trained on
+        other envs are other populations.
 
     Raises
     ------
@@ -122,9 +134,8 @@ def select(
 
     Notes
     -----
-    A tie between kinds of candidates goes to the raw one. Otherwise ties are broken as DomainBed breaks them: the
-    earliest step within a run; among runs that tie at their best, the highest ``hparams_seed`` (then the last
-    directory name). Undefined and infinite values are never selected.
+    Ties are broken by `TIE_RULE`, as DomainBed breaks them, for every criterion: ``last`` too ties across the
+    runs of a sweep. Undefined and infinite values are never selected.
     """
     import pandas as pd
 
@@ -149,7 +160,9 @@ def select(
         _warn_undefined(name, per, oracle.assign(size=sizes), key)
         # sorting the few that tie for first place is much cheaper than sorting all
         best = scored.groupby("_population")["_score"].transform("max")
-        chosen = _in_order(scored[scored["_score"] == best]).drop_duplicates("_population")
+        first = _in_order(scored[scored["_score"] == best])
+        chosen = first.drop_duplicates("_population")
+        tied = first.groupby("_population")["test_acc"].agg(n_tied="size", tied_acc="mean")
         wanted = [
             c
             for c in ("run", "hparams_seed", "step", "value", "test_acc", "checkpoint", "candidate")
@@ -158,9 +171,14 @@ def select(
         table = oracle.drop(columns="n").join(chosen.set_index("_population")[wanted])
         table["criterion"] = name
         table["regret"] = 100 * (table["oracle_acc"] - table["test_acc"])
+        table = table.join(tied)
+        table["regret_over_ties"] = 100 * (table["oracle_acc"] - table["tied_acc"])
+        # one candidate alone is chosen for want of others, not by a tie
+        none = (table["n_tied"] > 1) & (2 * table["n_tied"] > sizes)
+        table["no_choice"] = none.astype("boolean").where(sizes > 0)
         tables.append(table)
     result: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    for column in ("hparams_seed", "step"):
+    for column in ("hparams_seed", "step", "n_tied"):
         result[column] = result[column].astype("Int64")
     result["checkpoint"] = result["checkpoint"].astype(object).where(result["checkpoint"].notna(), None)
     result = name_cells(result[list(SELECT_COLUMNS)], targets)

@@ -52,6 +52,20 @@ def test_a_cell_by_hand() -> None:
     assert np.isnan(row.top5_acc)
 
 
+def test_ties_are_counted_and_what_drawing_from_them_costs() -> None:
+    flat = population(0, [(0.5, 0.1, 0.9), (0.5, 0.3, 0.6), (0.5, 0.2, 0.3), (0.1, 0.1, 0.2)])
+    df = pd.concat([flat, population(1, [(0.9, 0.1, 0.1), (0.2, 0.8, 0.3)])], ignore_index=True)
+    table = selection_quality(df, ["nac_me"])
+    assert table["n_tied"].tolist() == [3, 1]
+    assert table["n_no_choice"].tolist() == [1, 0]
+    # The earliest of the tied is the best one; drawn at random, 30 points are lost on average.
+    assert table["regret"].tolist() == pytest.approx([0, 20])
+    assert table["regret_over_ties"].tolist() == pytest.approx([30, 20])
+    row = summarise_quality(table).iloc[0]
+    assert (row.n_populations, row.n_no_choice, row.n_tied) == (2, 1, 2)
+    assert row.regret_over_ties == pytest.approx(25)
+
+
 def test_the_summary_averages_cells_and_counts_wins() -> None:
     quality = selection_quality(HAND, ["nac_me", "last"])
     summary = summarise_quality(quality).set_index("criterion")

@@ -86,6 +86,43 @@ def test_ties_go_to_the_earliest_step_and_the_highest_hparams_seed() -> None:
     assert (row.hparams_seed, row.step) == (2, 0)
 
 
+def test_a_tie_is_counted_and_the_regret_of_drawing_from_it_is_said() -> None:
+    accuracies = [0.5, 0.6, 0.7, 0.9]
+    rows = [
+        {"step": 50 * i, "nac_me": float(i > 0), "val_acc": float(i > 1), "test_acc": accuracies[i]}
+        for i in range(4)
+    ]
+    table = nacme.select(checkpoints(rows), ["nac_me", "val_acc", "last"]).set_index("criterion")
+    # nac_me ties at three of four: mean accuracy 0.7333; val_acc at two of four, which is a choice.
+    assert table["n_tied"].tolist() == [3, 2, 1]
+    assert table["step"].tolist() == [50, 100, 150]
+    assert table["regret"].tolist() == pytest.approx([30, 20, 0])
+    assert table["regret_over_ties"].tolist() == pytest.approx([100 * (0.9 - 2.2 / 3), 10, 0])
+    assert table["no_choice"].tolist() == [True, False, False]
+
+
+def test_a_tie_counts_among_the_checkpoints_where_the_criterion_is_defined() -> None:
+    rows = [{"step": 50 * i, "nac_me": value} for i, value in enumerate([np.nan, np.nan, 0.5, 0.5, 0.1])]
+    with pytest.warns(NacmeWarning, match="undefined at 2 checkpoints"):
+        row = nacme.select(checkpoints(rows), "nac_me").iloc[0]
+    assert (row.n_tied, row.no_choice) == (2, True)
+    alone = nacme.select(checkpoints(rows[-1:]), "nac_me").iloc[0]
+    assert (alone.n_tied, alone.no_choice) == (1, False)
+
+
+def test_last_ties_across_runs_and_is_broken_by_the_same_rule() -> None:
+    rows = [
+        {"run": f"r{seed}", "hparams_seed": seed, "step": step, "test_acc": 0.1 * (seed + 1), "nac_me": 1.0}
+        for seed in (0, 2, 1)
+        for step in (0, 50, 100)
+    ]
+    table = nacme.select(checkpoints(rows), ["last", "nac_me"]).set_index("criterion")
+    assert table["hparams_seed"].tolist() == [2, 2]
+    assert table["n_tied"].tolist() == [3, 9]
+    assert table["no_choice"].tolist() == [False, True]
+    assert table.loc["last", "regret_over_ties"] == pytest.approx(10)
+
+
 def test_populations_of_trials_datasets_and_envs_stay_apart() -> None:
     rows = [
         {"run": f"{dataset}{env}{trial}", "dataset": dataset, "test_env": env, "trial_seed": trial, "nac_me": 1.0}
@@ -107,7 +144,8 @@ def test_a_criterion_undefined_throughout_gives_a_null_row_and_says_so() -> None
     df = TWO_RUNS.assign(nac_me=[0.1, 0.2, 0.3, np.nan, np.nan])
     with pytest.warns(NacmeWarning, match="every checkpoint of 1 of 2 populations .*r1"):
         table = nacme.select(df, "nac_me", per="run").set_index("run")
-    assert table.loc["r1", ["step", "value", "test_acc", "regret"]].isna().all()
+    nothing = ["step", "value", "test_acc", "regret", "n_tied", "regret_over_ties", "no_choice"]
+    assert table.loc["r1", nothing].isna().all()
     assert table.loc["r1", "oracle_acc"] == 0.60
     assert table.loc["r0", "step"] == 90
 
