@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,139 @@ def weighted_mean(values: Array, weights: Array) -> Array:
     return np.asarray(weights @ np.where(defined, values, 0) / np.where(total > 0, total, np.nan))
 
 
+#: Runs below which no interval is given: three take too few values for one that holds the truth as it says.
+LEAST_RUNS = 4
+#: Runs above which the errors of draws of a statistic over all checkpoints are not worth their cost.
+MANY_RUNS = 100
+_PRIOR = 0.25  # of a run: keeps the spread of a resample of equal values from vanishing
+_STRETCH = 9.0  # how much wider few runs make the interval of a mean; both were found by simulation
+
+
+def mean_interval(values: Array, weights: Array, confidence: float) -> tuple[Any, Any]:
+    """Return the interval of means over runs.
+
+    Parameters
+    ----------
+    values : ndarray, shape (R, ...)
+        Finite.
+    weights : ndarray, shape (n_boot, R)
+        What `run_weights` returns.
+    confidence : float
+        Between 0 and 1.
+
+    Returns
+    -------
+    low, high : float, or ndarray of shape (...)
+        What `run_interval` gives.
+    """
+    count = len(values)
+    if count < LEAST_RUNS:
+        return run_interval(np.full(values.shape[1:], np.nan), 0, weights, weights, count, confidence)
+    mean = values.mean(0)
+    from_mean = values - mean  # differences of squares lose few digits near zero
+    draws, squares = (np.tensordot(weights, powers, 1) / count for powers in (from_mean, from_mean**2))
+    errors = np.sqrt(np.maximum(squares - draws**2, 0) / (count - 1))
+    error = values.std(0, ddof=1) / np.sqrt(count)
+    return run_interval(mean, error, mean + draws, errors, count, confidence)
+
+
+def run_interval(
+    estimate: Array | float,
+    error: Array | float,
+    draws: Array,
+    errors: Array,
+    n_runs: int,
+    confidence: float,
+    *,
+    mean: bool = True,
+) -> tuple[Any, Any]:
+    """Return the interval of a statistic of runs, from its bootstrap draws and their standard errors.
+
+    Parameters
+    ----------
+    estimate, error : float, or ndarray of shape (...)
+        The statistic of the runs and its standard error.
+    draws, errors : ndarray, shape (n_boot, ...)
+        The same of each resample; NaN where undefined.
+    n_runs : int
+        How many runs were resampled.
+    confidence : float
+        Between 0 and 1.
+    mean : bool
+        Whether the statistic is a mean over runs, or one over all their checkpoints.
+
+    Returns
+    -------
+    low, high : float, or ndarray of shape (...)
+        NaN with fewer than `LEAST_RUNS` runs.
+
+    Notes
+    -----
+    The bootstrap-t interval (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 12.5): where
+    run values are skewed it lies to the side that a percentile interval misses. Two changes, found by
+    simulation, make it serve few runs: a quarter of a run with the spread of them all is added to each resample's
+    own, and the interval of a mean is stretched by ``1 + 9 / R^2``. A statistic over all checkpoints is curved in
+    the runs, and resamples that hold a run twice know it too well; so its interval is joined with
+    `percentile_interval`, which errs where the other does not. docs/criteria.md has the simulated coverage.
+    """
+    if n_runs < LEAST_RUNS:
+        nothing = np.full(np.shape(estimate), np.nan)[()]
+        return nothing, nothing
+    estimate, error = np.asarray(estimate), np.asarray(error)
+    spread = np.sqrt(((n_runs - 1) * errors**2 + _PRIOR * error**2) / (n_runs - 1 + _PRIOR))
+    certain = spread <= 1e-12 * np.maximum(1, np.abs(estimate))  # equal run values, but for rounding
+    studentised = np.where(certain, 0, (draws - estimate) / np.where(certain, 1, spread))
+    low, high = _quantiles(studentised, (1 - confidence) / 2)
+    stretch = 1 + _STRETCH / n_runs**2 if mean else 1
+    ends = estimate - stretch * high * error, estimate - stretch * low * error
+    if mean:
+        return ends[0][()], ends[1][()]
+    other = percentile_interval(draws, confidence, n_runs)
+    return np.fmin(ends[0], other[0])[()], np.fmax(ends[1], other[1])[()]
+
+
+def pooled_interval(
+    statistic: Callable[[Array], Array],
+    influence: Callable[[Array], tuple[Array, Array]],
+    weights: Array,
+    confidence: float,
+) -> tuple[float, float]:
+    """Return the interval of a statistic over all checkpoints of all runs.
+
+    Parameters
+    ----------
+    statistic : callable
+        From weights of the runs, shape (B, R), to the statistic, shape (B,).
+    influence : callable
+        The same, and its derivatives by the weights, shape (B, R): what the error of a draw is computed from.
+    weights : ndarray, shape (n_boot, R)
+        What `run_weights` returns.
+    confidence : float
+        Between 0 and 1.
+
+    Returns
+    -------
+    low, high : float
+        What `run_interval` gives; with more than `MANY_RUNS` runs, `percentile_interval` alone.
+    """
+    count = weights.shape[1]
+    if count < LEAST_RUNS:
+        return float("nan"), float("nan")
+    if count > MANY_RUNS:
+        low, high = percentile_interval(statistic(weights), confidence, count)
+    else:
+        (estimate,), (error,) = with_errors(*influence(np.ones((1, count))), np.ones((1, count)))
+        draws, errors = with_errors(*influence(weights), weights)
+        low, high = run_interval(estimate, error, draws, errors, count, confidence, mean=False)
+    return float(low), float(high)
+
+
+def with_errors(values: Array, slopes: Array, weights: Array) -> tuple[Array, Array]:
+    """Return a statistic, shape (B,), and the standard errors that its derivatives, shape (B, R), give."""
+    count = weights.shape[1]
+    return values, np.sqrt(count / (count - 1) * np.einsum("br,br->b", weights, slopes**2))
+
+
 def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[Any, Any]:
     """Return the expanded percentile interval of bootstrap draws; NaN twice if none is defined.
 
@@ -89,9 +223,9 @@ def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[A
     Notes
     -----
     The plain percentile interval is too narrow by ``sqrt((R - 1) / R)`` and by using the normal's quantiles
-    where Student's are due: with 10 autocorrelated runs the plain 95% interval of a mean tau held the truth
-    in 90% of simulations, this one in 94%. It takes the percentiles at which a normal distribution has what
+    where Student's are due. This one takes the percentiles at which a normal distribution has what
     Student's ``t`` with ``R - 1`` degrees of freedom, times ``sqrt(R / (R - 1))``, has at the ones asked for.
+    By itself it still covers too little for a mean of fewer than eight runs or of skewed values: `run_interval`.
 
     References
     ----------
@@ -99,7 +233,11 @@ def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[A
     """
     from scipy.special import ndtr, stdtrit
 
-    tail = ndtr(np.sqrt(n_runs / (n_runs - 1)) * stdtrit(n_runs - 1, (1 - confidence) / 2))
+    return _quantiles(draws, ndtr(np.sqrt(n_runs / (n_runs - 1)) * stdtrit(n_runs - 1, (1 - confidence) / 2)))
+
+
+def _quantiles(draws: Array, tail: float) -> tuple[Any, Any]:
+    """Return the quantiles at both tails over the first axis, NaN left out."""
     defined = np.isfinite(draws)
     if defined.all():
         low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
@@ -108,48 +246,6 @@ def percentile_interval(draws: Array, confidence: float, n_runs: int) -> tuple[A
             warnings.simplefilter("ignore", RuntimeWarning)
             low, high = np.nanquantile(np.where(defined, draws, np.nan), [tail, 1 - tail], axis=0)
     return low, high
-
-
-def bca_interval(draws: Array, estimate: float, jackknife: Array, confidence: float) -> tuple[float, float]:
-    """Return the bias-corrected and accelerated interval; NaN twice where it is undefined.
-
-    Parameters
-    ----------
-    draws : ndarray, shape (n_boot,)
-        Bootstrap draws; NaN ones are left out.
-    estimate : float
-        The statistic on the data themselves.
-    jackknife : ndarray, shape (n_runs,)
-        The statistic with each run left out in turn; NaN ones are left out.
-    confidence : float
-        Between 0 and 1.
-
-    Returns
-    -------
-    low, high : float
-        NaN if all draws lie on one side of the estimate.
-
-    References
-    ----------
-    Efron, Better bootstrap confidence intervals, JASA 82 (1987), equation 2.3; draws equal to the estimate
-    count half, since rank statistics of few runs are discrete.
-    """
-    from scipy.special import ndtr, ndtri
-
-    draws, jackknife = draws[np.isfinite(draws)], jackknife[np.isfinite(jackknife)]
-    if not len(draws) or len(jackknife) < 2:
-        return float("nan"), float("nan")
-    below = np.mean(draws < estimate) + np.mean(draws == estimate) / 2
-    bias = ndtri(below)
-    if not np.isfinite(bias):
-        return float("nan"), float("nan")
-    from_mean = jackknife.mean() - jackknife
-    spread = (from_mean**2).sum()
-    acceleration = (from_mean**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    tail = ndtri((1 - confidence) / 2)
-    levels = [ndtr(bias + (bias + z) / (1 - acceleration * (bias + z))) for z in (tail, -tail)]
-    low, high = np.quantile(draws, levels)
-    return float(low), float(high)
 
 
 def swaps(n_runs: int, n_permutations: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.bool_], bool]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from nacme import bootstrap, statistics
-from nacme.correlation import Cell, Population, check_arguments, split_cells
+from nacme.correlation import Cell, Population, check_arguments, split_cells, too_few, undefined
+from nacme.decision import LEVEL, PRIMARY, equivalent
 from nacme.errors import ConfigError
 from nacme.statistics import Array
 from nacme.targets import Targets, name_cells, observations
@@ -22,6 +24,7 @@ COMPARE_COLUMNS = (
     "dataset",
     "algorithm",
     "test_env",
+    "n_test_envs",
     "population",
     "statistic",
     "criterion",
@@ -33,10 +36,11 @@ COMPARE_COLUMNS = (
     "difference",
     "low",
     "high",
-    "bca_low",
-    "bca_high",
     "p_value",
     "p_holm",
+    "primary",
+    "equivalent",
+    "reason",
 )
 
 
@@ -54,6 +58,8 @@ def compare_criteria(
     confidence: float = 0.95,
     pool_algorithms: bool = False,
     targets: Targets | None = None,
+    pool_test_envs: bool = False,
+    margin: float | None = None,
 ) -> pd.DataFrame:
     """Say how much better criteria rank checkpoints than a baseline, in each (dataset, algorithm, test env).
 
@@ -70,17 +76,25 @@ def compare_criteria(
     statistic : {"kendall_tau", "spearman_rho"}
         What is compared.
     n_permutations : int
-        Most permutations to look at; all ``2 ** n_runs`` where those are no more.
+        Most permutations to look at; all of them where those are no more.
+    pool_test_envs : bool
+        Whether a row holds all test envs of a data set; its ``test_env`` is then ``"all"``. Within runs the
+        difference is the mean over all runs, across the sweep the mean over test envs of what each one gives.
+    margin : float, optional
+        The largest difference that does not matter, stated beforehand: asks for a test of equivalence.
 
     Returns
     -------
     pandas.DataFrame
-        One row per criterion and cell: ``dataset, algorithm, test_env, population, statistic, criterion,
-        baseline, n_checkpoints, n_runs, value, baseline_value, difference, low, high, bca_low, bca_high,
-        p_value, p_holm``. Only checkpoints where both criteria are defined take part. ``low`` and
-        ``high`` are the expanded percentile interval of the difference over resampled runs, ``bca_*`` the
-        bias-corrected and accelerated one (too narrow where runs are few). ``p_holm`` is the p-value
-        adjusted for all rows of this table. Undefined values are NaN, and ``attrs["notes"]`` says why.
+        One row per criterion and cell: ``dataset, algorithm, test_env, n_test_envs, population, statistic,
+        criterion, baseline, n_checkpoints, n_runs, value, baseline_value, difference, low, high, p_value,
+        p_holm, primary, equivalent, reason``. Both criteria are looked at in the same runs and checkpoints,
+        those where both are defined; ``n_runs``, ``n_checkpoints`` and ``n_test_envs`` count them. ``low`` and
+        ``high`` are the interval of the difference over resampled runs (`nacme.bootstrap.run_interval`).
+        ``primary`` marks the rows of the one comparison that a study declares (`nacme.decision.PRIMARY`):
+        ``p_holm`` is the p-value adjusted for all of those, or for all of the others. ``equivalent`` is what
+        `nacme.decision.equivalent` says, None without a margin. Undefined values are NaN; ``reason`` says why
+        the difference is, or else its interval.
 
     Raises
     ------
@@ -93,12 +107,14 @@ def compare_criteria(
 
     Notes
     -----
-    The p-value is of a permutation test whose null hypothesis is that within every run the two criteria
-    are exchangeable; so it swaps them run by run and is valid however autocorrelated a run's checkpoints
-    are. With ``population="run"`` a swap turns the sign of that run's difference (a sign-flip test of the
-    mean). With ``population="sweep"`` the criteria are first replaced by their average ranks over the
-    cell's checkpoints, which changes neither tau nor rho but gives them one scale, and the two statistics
-    are computed anew after each way of swapping. Four runs cannot give less than p = 2 / 2^4 = 0.125.
+    The p-value is of an exact permutation test, valid however autocorrelated a run's checkpoints are. Its null
+    hypothesis is that within every run the two criteria are exchangeable, each on whatever scale. With
+    ``population="run"`` a swap turns the sign of that run's difference (a sign-flip test of the mean). Across
+    runs a swap in one run would need to know how one criterion's scale compares with the other's, and ranks
+    over all runs, which would give them one, are no longer exchangeable; so with ``population="sweep"``
+    the runs are paired at random (the last three stay together where their number is odd), the statistics are
+    computed over the checkpoints of each pair, and the criteria are swapped pair by pair. R runs within a run
+    cannot give less than p = 2 / 2^R, and across the sweep 2 / 2^(R // 2): 0.05 takes 6 runs, or 12.
     """
     import pandas as pd
 
@@ -107,6 +123,10 @@ def compare_criteria(
         raise ConfigError(f"statistic must be 'kendall_tau' or 'spearman_rho', not {statistic!r}")
     if n_permutations < 1:
         raise ConfigError(f"n_permutations must be at least 1, not {n_permutations}")
+    if pool_test_envs and targets == "each":
+        raise ConfigError("pool_test_envs counts a run once: targets must be 'mean' or None, not 'each'")
+    if margin is not None and not margin > 0:
+        raise ConfigError(f"margin must be positive, not {margin}")
     names = [a] if isinstance(a, str) else list(a)
     if b in names:
         raise ConfigError(f"{b!r} is compared with itself; leave it out of the criteria, or change the baseline")
@@ -114,108 +134,163 @@ def compare_criteria(
     step0_note, cells = split_cells(df, [*names, b], population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
     notes = [*([targets_note] if targets_note else []), step0_note]
-    for cell in cells:
+    for key, label, members in _groups(cells, pool_test_envs):
         for name in names:
-            differ = (_WithinRuns if population == "run" else _AcrossRuns)(cell, name, b, statistic)
-            rng = bootstrap.generator(seed, cell.label)
-            row = _compare(differ, rng, n_boot, n_permutations, confidence)
-            if differ.reason:
-                notes.append(f"{name} against {b}: {differ.reason} [{cell.label}]")
+            differ = (_WithinRuns if population == "run" else _AcrossRuns)(members, name, b, statistic)
+            row = _compare(differ, seed, label, n_boot, n_permutations, confidence, margin)
+            if said := differ.note or row["reason"]:
+                notes.append(f"{name} against {b}: {said} [{label}]")
             head = {"population": population, "statistic": statistic, "criterion": name, "baseline": b}
-            results.append({**cell.key, **head, **row})
+            primary = (name, b, population, statistic) == PRIMARY
+            results.append({**key, **head, **row, "primary": primary})
     result: pd.DataFrame = pd.DataFrame(results, columns=list(COMPARE_COLUMNS))
-    result["p_holm"] = bootstrap.holm(result["p_value"].to_numpy(float))
+    result["p_holm"] = result.groupby("primary")["p_value"].transform(bootstrap.holm)
     result = name_cells(result, targets)
     result.attrs["notes"] = notes
     return result
 
 
+def _groups(cells: Sequence[Cell], pool: bool) -> list[tuple[dict[str, object], str, list[Cell]]]:
+    """Return key, label and cells of each row: a cell, or those of a data set and algorithm."""
+    if not pool:
+        return [(cell.key, cell.label, [cell]) for cell in cells]
+    found = []
+    for (dataset, algorithm), group in itertools.groupby(cells, lambda c: (c.key["dataset"], c.key["algorithm"])):
+        key = {"dataset": dataset, "algorithm": algorithm, "test_env": "all"}
+        found.append((key, f"{dataset}, {algorithm}, all envs", list(group)))
+    return found
+
+
 def _compare(
     differ: _WithinRuns | _AcrossRuns,
-    rng: np.random.Generator,
+    seed: int,
+    label: str,
     n_boot: int,
     n_permutations: int,
     confidence: float,
-) -> dict[str, float | int]:
-    """Estimate a difference, its intervals and its p-value."""
-    count = differ.n_runs
-    value, baseline = (float(v[0]) for v in differ.weigh(np.ones((1, count)))) if count else (np.nan, np.nan)
-    row: dict[str, float | int] = {
+    margin: float | None,
+) -> dict[str, object]:
+    """Estimate a difference, its interval and its p-value."""
+    difference = differ.value - differ.baseline
+    row: dict[str, object] = {
+        "n_test_envs": differ.n_test_envs,
         "n_checkpoints": differ.n_checkpoints,
-        "n_runs": count,
-        "value": value,
-        "baseline_value": baseline,
-        "difference": value - baseline,
+        "n_runs": differ.n_runs,
+        "value": differ.value,
+        "baseline_value": differ.baseline,
+        "difference": difference,
+        "reason": differ.reason or too_few(min(differ.sizes, default=0)),
+        "equivalent": None,
     }
-    names = ("low", "high", "bca_low", "bca_high", "p_value")
-    if count < 2 or not np.isfinite(value - baseline):
-        return row | dict.fromkeys(names, float("nan"))
-    draws = np.subtract(*differ.weigh(bootstrap.run_weights(count, n_boot, rng)))
-    jackknife = np.subtract(*differ.weigh(1 - np.eye(count)))
-    swapped, complete = bootstrap.swaps(count, n_permutations, rng)
-    numbers = (
-        *bootstrap.percentile_interval(draws, confidence, count),
-        *bootstrap.bca_interval(draws, value - baseline, jackknife, confidence),
-        bootstrap.permutation_p(differ.swap(swapped), value - baseline, complete),
-    )
-    return row | dict(zip(names, numbers))
+    if differ.n_runs < 2 or not np.isfinite(difference):
+        return row | dict.fromkeys(("low", "high", "p_value"), float("nan"))
+    rng = bootstrap.generator(seed, label)
+    weights = np.hstack([bootstrap.run_weights(size, n_boot, rng) for size in differ.sizes])
+    row["low"], row["high"] = differ.interval(weights, confidence)
+    if margin is not None:
+        row["equivalent"] = equivalent(*differ.interval(weights, 1 - 2 * LEVEL), margin)
+    units = differ.units(rng)
+    swapped, complete = bootstrap.swaps(len(units), n_permutations, rng)
+    row["p_value"] = bootstrap.permutation_p(np.where(swapped, -1.0, 1.0) @ units, float(units.sum()), complete)
+    return row
 
 
 class _WithinRuns:
     """The difference of two means over runs of a statistic within each run."""
 
-    def __init__(self, cell: Cell, a: str, b: str, statistic: Statistic) -> None:
-        xs, y, step, codes = cell.defined([a, b])
-        values = np.stack([statistics.within_runs(x, y, step, codes, cell.n_runs)[statistic] for x in xs])
-        defined = np.asarray(np.isfinite(values).all(0))
-        self._values = values[:, defined]
-        self.n_runs = int(defined.sum())
-        self.n_checkpoints = int(defined[codes].sum())
-        left = cell.n_runs - self.n_runs
-        self.reason = f"undefined in {left} of {cell.n_runs} runs" if left or not cell.n_runs else None
-        if self.n_runs == 1:
-            self.reason = "interval and p-value undefined: one run"
+    def __init__(self, cells: Sequence[Cell], a: str, b: str, statistic: Statistic) -> None:
+        found, counts, total = [], [], 0
+        for cell in cells:
+            xs, y, step, codes = cell.defined([a, b])
+            values = np.stack([statistics.within_runs(x, y, step, codes, cell.n_runs)[statistic] for x in xs])
+            defined = np.asarray(np.isfinite(values).all(0))
+            found.append(values[:, defined])
+            counts.append(int(defined[codes].sum()))
+            total += cell.n_runs
+        values = np.hstack(found)
+        self._differences = values[0] - values[1]
+        self.n_runs, self.n_checkpoints = values.shape[1], sum(counts)
+        self.n_test_envs = sum(of_cell.shape[1] > 0 for of_cell in found)
+        self.sizes = [self.n_runs]
+        self.value, self.baseline = map(float, values.mean(1) if self.n_runs else (np.nan, np.nan))
+        left = total - self.n_runs
+        self.note = f"undefined in {left} of {total} runs" if left or not total else None
+        self.reason = None if self.n_runs else "no run where both are defined"
 
-    def weigh(self, weights: Array) -> tuple[Array, Array]:
-        """Return both values, shape (B,) each, with runs counted as in ``weights``, shape (B, R)."""
-        a, b = (bootstrap.weighted_mean(values, weights) for values in self._values)
-        return a, b
+    def interval(self, weights: Array, confidence: float) -> tuple[float, float]:
+        """Return the interval of the difference, from resamples of the runs, shape (B, R)."""
+        low, high = bootstrap.mean_interval(self._differences, weights, confidence)
+        return max(float(low), -2.0), min(float(high), 2.0)
 
-    def swap(self, swapped: np.ndarray) -> Array:
-        """Return the difference, shape (B,), with the criteria swapped in the runs where (B, R) says so."""
-        signs = np.where(swapped, -1.0, 1.0)
-        return np.asarray(signs @ np.subtract(*self._values) / self.n_runs)
+    def units(self, rng: np.random.Generator) -> Array:
+        """Return the independent parts of the difference, each of which a swap turns round."""
+        return np.asarray(self._differences / self.n_runs)
 
 
 class _AcrossRuns:
-    """The difference of two statistics over all checkpoints of all runs."""
+    """The difference of two statistics over all checkpoints of all runs; of several cells, its mean."""
 
-    def __init__(self, cell: Cell, a: str, b: str, statistic: Statistic) -> None:
-        from scipy.stats import rankdata
+    def __init__(self, cells: Sequence[Cell], a: str, b: str, statistic: Statistic) -> None:
+        self._pairs: list[tuple[statistics.RunPairs, statistics.RunPairs]] = []
+        self._statistic = "kendall" if statistic == "kendall_tau" else "spearman"
+        self.sizes: list[int] = []
+        self.n_checkpoints = 0
+        reasons = []
+        for cell in cells:
+            xs, y, _, codes = cell.defined([a, b])
+            if reason := undefined(xs[0], y) or undefined(xs[1], y):
+                reasons.append(reason)
+                continue
+            present, codes = np.unique(codes, return_inverse=True)
+            first, second = (statistics.RunPairs(x, y, codes) for x in xs)
+            self._pairs.append((first, second))
+            self.sizes.append(len(present))
+            self.n_checkpoints += len(y)
+        self.n_runs, self.n_test_envs = sum(self.sizes), len(self.sizes)
+        self.reason = None if self.sizes else ", ".join(sorted(set(reasons))) or "no checkpoint"
+        self.note = f"undefined in {len(reasons)} of {len(cells)} test envs" if reasons and self.sizes else None
+        ones = [np.ones((1, size)) for size in self.sizes]
+        values = [[self._of(p, one)[0] for p in pairs] for pairs, one in zip(self._pairs, ones)]
+        self.value, self.baseline = map(float, np.mean(values, axis=0) if values else (np.nan, np.nan))
 
-        (x_a, x_b), y, _, codes = cell.defined([a, b])
-        present, codes = np.unique(codes, return_inverse=True)
-        self.n_runs = len(present)
-        self.n_checkpoints = len(y)
-        self.reason = None
-        if len(y) < 2 or min(np.ptp(x_a), np.ptp(x_b), np.ptp(y)) == 0:
-            self.reason = "undefined: a constant criterion or test accuracy, or fewer than two checkpoints"
-        elif self.n_runs == 1:
-            self.reason = "interval and p-value undefined: one run"
-        if not self.n_runs:
-            return
-        # Each run twice, once with the ranks of each criterion: whatever is weighed or swapped, the
-        # checkpoints that count are a choice among these.
-        ranks = np.concatenate([rankdata(x_a), rankdata(x_b)])
-        pairs = statistics.RunPairs(ranks, np.tile(y, 2), np.concatenate([codes, codes + self.n_runs]))
-        self._correlate = pairs.kendall if statistic == "kendall_tau" else pairs.spearman
+    def _of(self, pairs: statistics.RunPairs, weights: Array) -> Array:
+        value: Array = getattr(pairs, self._statistic)(weights)
+        return value
 
-    def weigh(self, weights: Array) -> tuple[Array, Array]:
-        """Return both values, shape (B,) each, with runs counted as in ``weights``, shape (B, R)."""
-        none = np.zeros_like(weights)
-        return self._correlate(np.hstack([weights, none])), self._correlate(np.hstack([none, weights]))
+    def _parts(self, weights: Array) -> list[Array]:
+        return np.split(weights, np.cumsum(self.sizes)[:-1], axis=1)
 
-    def swap(self, swapped: np.ndarray) -> Array:
-        """Return the difference, shape (B,), with the criteria swapped in the runs where (B, R) says so."""
-        first, second = (~swapped).astype(float), swapped.astype(float)
-        return self._correlate(np.hstack([first, second])) - self._correlate(np.hstack([second, first]))
+    def _difference(self, weights: Array) -> Array:
+        """Return the difference, shape (B,), with runs counted as in weights, shape (B, R)."""
+        parts = zip(self._pairs, self._parts(weights))
+        return np.asarray(np.mean([self._of(a, part) - self._of(b, part) for (a, b), part in parts], axis=0))
+
+    def _influence(self, weights: Array) -> tuple[Array, Array]:
+        """Return the difference and its derivatives by the weights."""
+        values, slopes = [], []
+        for pairs, part in zip(self._pairs, self._parts(weights)):
+            (a, of_a), (b, of_b) = (getattr(p, f"{self._statistic}_influence")(part) for p in pairs)
+            values.append(a - b)
+            size = part.shape[1]  # whose degree of freedom is lost in each cell, not once
+            lost = np.sqrt(size / (size - 1) * (self.n_runs - 1) / self.n_runs)
+            slopes.append(lost * (of_a - of_b) / len(self._pairs))
+        return np.mean(values, axis=0), np.hstack(slopes)
+
+    def interval(self, weights: Array, confidence: float) -> tuple[float, float]:
+        """Return the interval of the difference, from resamples of the runs, shape (B, R)."""
+        if min(self.sizes) < bootstrap.LEAST_RUNS:
+            return float("nan"), float("nan")
+        low, high = bootstrap.pooled_interval(self._difference, self._influence, weights, confidence)
+        return max(low, -2.0), min(high, 2.0)
+
+    def units(self, rng: np.random.Generator) -> Array:
+        """Return the independent parts of a difference like it, each of which a swap turns round."""
+        found = []
+        for (a, b), size in zip(self._pairs, self.sizes):
+            blocks = np.zeros((max(size // 2, 1), size))
+            order = rng.permutation(size)
+            blocks[np.minimum(np.arange(size) // 2, len(blocks) - 1), order] = 1
+            parts = self._of(a, blocks) - self._of(b, blocks)
+            defined = parts[np.isfinite(parts)]
+            found.append(defined / max(len(defined), 1))
+        return np.concatenate(found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +42,7 @@ CORRELATE_COLUMNS = (
     "weighted_tau",
     "partial_spearman_step",
     "partial_spearman_step_val_acc",
+    "reason",
 )
 CELL = ["dataset", "algorithm", "test_env"]
 STATISTICS = ("kendall_tau", "spearman_rho", "weighted_tau", "partial_spearman_step")
@@ -94,10 +96,11 @@ def rank_correlation(
     pandas.DataFrame
         One row per cell and criterion: ``dataset, algorithm, test_env, population, criterion,
         n_checkpoints, n_runs, kendall_tau, kendall_low, kendall_high, spearman_rho, spearman_low,
-        spearman_high, weighted_tau, partial_spearman_step, partial_spearman_step_val_acc``; the last is what is
-        left once the step *and* ``val_acc`` are held fixed. With ``population="run"`` the counts are of
-        the runs where tau is defined and of their checkpoints. What is undefined is NaN, and
-        ``attrs["notes"]`` says why; intervals need two runs.
+        spearman_high, weighted_tau, partial_spearman_step, partial_spearman_step_val_acc, reason``; the last
+        number is what is left once the step *and* ``val_acc`` are held fixed. With ``population="run"`` the
+        counts are of the runs where tau is defined and of their checkpoints. What is undefined is NaN;
+        ``reason`` says why tau is, or else why its interval is, and is None where both are defined. Intervals
+        need `nacme.bootstrap.LEAST_RUNS` runs. ``attrs["notes"]`` has what was left out and undefined in words.
 
     Raises
     ------
@@ -124,12 +127,12 @@ def rank_correlation(
     where: dict[str, list[str]] = {}
     of_runs = {name: run_statistics(cells, name) for name in names} if population == "run" else {}
     for number, cell in enumerate(cells):
-        weights = bootstrap.run_weights(cell.n_runs, n_boot, bootstrap.generator(seed, cell.label))
+        resample = resampler(cell, n_boot, seed)
         for name in names:
             if population == "run":
-                estimates, reasons = _within_runs(cell, name, of_runs[name][number], weights, confidence)
+                estimates, reasons = _within_runs(cell, name, of_runs[name][number], resample, confidence)
             else:
-                estimates, reasons = _across_runs(cell, name, weights, confidence)
+                estimates, reasons = _across_runs(cell, name, resample, confidence)
             beyond = _beyond_val_acc(cell, name, of_runs[name][number] if population == "run" else None)
             estimates[BEYOND], reasons = beyond[0], [*reasons, *beyond[1]]
             if missing := cell.n_undefined(name):
@@ -263,7 +266,18 @@ def split_cells(
     return f"step 0 {said}: {int(step0.sum())} of {len(rows)} checkpoints", cells
 
 
-Estimates = dict[str, float | int]
+Estimates = dict[str, float | int | str | None]
+Resample = Callable[[int], Array]
+
+
+def resampler(cell: Cell, n_boot: int, seed: int) -> Resample:
+    """Return what draws a cell's resamples of so many runs: the same whenever it is asked for as many."""
+
+    @functools.cache
+    def resample(n_runs: int) -> Array:
+        return bootstrap.run_weights(n_runs, n_boot, bootstrap.generator(seed, cell.label))
+
+    return resample
 
 
 def run_statistics(cells: Sequence[Cell], name: str) -> list[dict[str, Array]]:
@@ -293,28 +307,30 @@ def run_statistics(cells: Sequence[Cell], name: str) -> list[dict[str, Array]]:
 
 
 def _within_runs(
-    cell: Cell, name: str, of_runs: dict[str, Array], weights: Array, confidence: float
+    cell: Cell, name: str, of_runs: dict[str, Array], resample: Resample, confidence: float
 ) -> tuple[Estimates, list[str]]:
     """Average the statistics over runs; the interval is over runs."""
     values = np.stack([of_runs[kind] for kind in STATISTICS], axis=1)
     is_defined = np.isfinite(values[:, 0])
     defined = int(is_defined.sum())
-    reasons = []
+    reasons, reason = [], None
     if defined < cell.n_runs or not cell.n_runs:
         (x,), y, _, codes = cell.defined([name])
-        why = Counter(_degenerate(x[codes == r], y[codes == r]) for r in np.flatnonzero(~is_defined))
+        why = Counter(undefined(x[codes == r], y[codes == r]) for r in np.flatnonzero(~is_defined))
         listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(why.items())) or "no checkpoint"
         reasons.append(f"undefined in {cell.n_runs - defined} of {cell.n_runs} runs ({listed})")
+        if not defined:
+            reason = ", ".join(sorted(filter(None, why))) or "no checkpoint"
     partial = int(np.isfinite(values[:, 3]).sum())
     if partial < defined:
         reasons.append(
             f"partial_spearman_step undefined in {defined - partial} of {defined} runs (fewer than 4 "
             "checkpoints, or monotone in the step)"
         )
-    draws = bootstrap.weighted_mean(values[:, :2], weights)
     means = bootstrap.weighted_mean(values, np.ones((1, cell.n_runs)))[0]
+    ends = bootstrap.mean_interval(values[is_defined, :2], resample(defined), confidence)
     n_checkpoints = int(of_runs["n_checkpoints"][is_defined].sum())
-    return _estimates(n_checkpoints, defined, means, draws, confidence, reasons)
+    return _estimates(n_checkpoints, defined, means, ends, reason, reasons)
 
 
 def _beyond_val_acc(cell: Cell, name: str, of_runs: dict[str, Array] | None) -> tuple[float, list[str]]:
@@ -334,14 +350,15 @@ def _beyond_val_acc(cell: Cell, name: str, of_runs: dict[str, Array] | None) -> 
     return (float(defined.mean()) if len(defined) else _NAN), reasons
 
 
-def _across_runs(cell: Cell, name: str, weights: Array, confidence: float) -> tuple[Estimates, list[str]]:
+def _across_runs(cell: Cell, name: str, resample: Resample, confidence: float) -> tuple[Estimates, list[str]]:
     """One statistic over all checkpoints of all runs; the interval resamples whole runs."""
     (x,), y, step, codes = cell.defined([name])
     present, codes = np.unique(codes, return_inverse=True)
-    if reason := _degenerate(x, y):
-        return _estimates(len(x), len(present), (_NAN,) * 4, None, confidence, [f"undefined: {reason}"])
+    if reason := undefined(x, y):
+        nothing = np.full((2, 2), _NAN)
+        return _estimates(len(x), len(present), (_NAN,) * 4, nothing, reason, [f"undefined: {reason}"])
     pairs = statistics.RunPairs(x, y, codes)
-    whole, weights = np.ones((1, len(present))), weights[:, present]
+    whole, weights = np.ones((1, len(present))), resample(len(present))
     partial = statistics.partial_spearman(x, y, step)
     reasons = []
     if not np.isfinite(partial):
@@ -352,12 +369,15 @@ def _across_runs(cell: Cell, name: str, weights: Array, confidence: float) -> tu
         statistics.weighted_tau(x, y),
         partial,
     )
-    draws = np.stack([pairs.kendall(weights), pairs.spearman(weights)], axis=1)
-    return _estimates(len(x), len(present), estimates, draws, confidence, reasons)
+    ends = [
+        bootstrap.pooled_interval(pairs.kendall, pairs.kendall_influence, weights, confidence),
+        bootstrap.pooled_interval(pairs.spearman, pairs.spearman_influence, weights, confidence),
+    ]
+    return _estimates(len(x), len(present), estimates, np.transpose(ends), None, reasons)
 
 
-def _degenerate(x: Array, y: Array) -> str | None:
-    """Say why a rank correlation of two arrays is undefined, if it is."""
+def undefined(x: Array, y: Array) -> str | None:
+    """Say why a rank correlation of a criterion and test accuracy is undefined, if it is."""
     if len(x) < 2:
         return "one checkpoint" if len(x) else "no checkpoint"
     if np.ptp(x) == 0:
@@ -365,21 +385,26 @@ def _degenerate(x: Array, y: Array) -> str | None:
     return "constant test accuracy" if np.ptp(y) == 0 else None
 
 
+def too_few(n_runs: int) -> str | None:
+    """Say why there is no interval over so many runs, if there is none."""
+    if n_runs >= bootstrap.LEAST_RUNS:
+        return None
+    return "one run" if n_runs == 1 else f"{n_runs} runs, an interval needs {bootstrap.LEAST_RUNS}"
+
+
 def _estimates(
     n_checkpoints: int,
     n_runs: int,
     values: Iterable[float],
-    draws: Array | None,
-    confidence: float,
+    ends: Any,
+    reason: str | None,
     reasons: list[str],
 ) -> tuple[Estimates, list[str]]:
-    """Lay out one row's numbers; ``values`` are in the order of STATISTICS, ``draws`` of the first two."""
-    low, high = (_NAN, _NAN), (_NAN, _NAN)
-    if n_runs >= 2 and draws is not None:
-        low, high = (ends.tolist() for ends in bootstrap.percentile_interval(draws, confidence, n_runs))
-    elif n_runs == 1:
-        reasons = [*reasons, "intervals undefined: one run"]
+    """Lay out one row's numbers; ``values`` are in the order of STATISTICS, ``ends`` (2, 2) of the first two."""
+    if reason is None and (reason := too_few(n_runs)):
+        reasons = [*reasons, f"intervals undefined: {reason}"]
     row: Estimates = {"n_checkpoints": n_checkpoints, "n_runs": n_runs}
     row |= {kind: float(value) for kind, value in zip(STATISTICS, values)}
+    low, high = (np.clip(side, -1, 1).tolist() for side in ends)
     row |= {"kendall_low": low[0], "kendall_high": high[0], "spearman_low": low[1], "spearman_high": high[1]}
-    return row, reasons
+    return row | {"reason": reason}, reasons

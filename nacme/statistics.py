@@ -271,6 +271,31 @@ class RunPairs:
         concord, untied_x, untied_y = (np.einsum("br,br->b", weights @ sums, weights) for sums in self._sums)
         return _ratio(concord, untied_x * untied_y)
 
+    def kendall_influence(self, weights: Array) -> tuple[Array, Array]:
+        """Return tau-b, shape (B,), and its derivatives by the weight of each run, shape (B, R)."""
+        slopes = [2 * weights @ sums for sums in self._sums]
+        concord, untied_x, untied_y = (np.einsum("br,br->b", slope, weights) / 2 for slope in slopes)
+        return _ratio(concord, untied_x * untied_y), _slope((concord, untied_x, untied_y), slopes)
+
+    def spearman_influence(self, weights: Array) -> tuple[Array, Array]:
+        """Return Spearman's rho, shape (B,), and its derivatives by the weight of each run, shape (B, R)."""
+        step = max(1, _CHUNK // len(self._run))
+        parts = [self._spearman_influence(weights[i : i + step]) for i in range(0, len(weights), step)]
+        values, slopes = zip(*parts)
+        return np.concatenate(values), np.concatenate(slopes)
+
+    def _spearman_influence(self, weights: Array) -> tuple[Array, Array]:
+        above = [signs.astype(float) for signs in self._above]
+        a, b = (signs @ weights.T for signs in above)
+        times = weights.T[self._run]
+        sums, slopes = [], []
+        for (u, of_u), (v, of_v) in (((a, 0), (b, 1)), ((a, 0), (a, 0)), ((b, 1), (b, 1))):
+            own = np.add.reduceat(u * v, self._starts, axis=0)
+            others = above[of_u].T @ (times * v) + above[of_v].T @ (times * u)
+            slopes.append((own + others).T)
+            sums.append(np.einsum("nb,nb->b", times * u, v))
+        return _ratio(sums[0], sums[1] * sums[2]), _slope(sums, slopes)
+
     def spearman(self, weights: Array) -> Array:
         """Return Spearman's rho, shape (B,), for ``weights`` of shape (B, R); NaN where undefined."""
         step = max(1, _CHUNK // len(self._run))
@@ -328,3 +353,10 @@ def _ratio(numerator: Array, square: Array) -> Array:
     """Return numerator / sqrt(square), NaN where that is not positive."""
     root = np.sqrt(np.where(square > 0, square, np.nan))
     return np.asarray(np.clip(numerator / root, -1, 1))
+
+
+def _slope(sums: Sequence[Array], slopes: Sequence[Array]) -> Array:
+    """Return the derivatives, shape (B, R), of ``a / sqrt(b c)`` from those of a, b and c, shape (B,) each."""
+    a, b, c = (np.where(total == 0, np.nan, total)[:, None] for total in sums)
+    value = np.nan_to_num(a) / np.sqrt(b * c)
+    return np.asarray(slopes[0] / np.sqrt(b * c) - value / 2 * (slopes[1] / b + slopes[2] / c))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ POPULATIONS: tuple[Population, ...] = ("run", "sweep")
 LARGE = 2_000
 #: How often `gather` says that it got on.
 STEPS = 6
-_WHY = re.compile("constant criterion|constant test accuracy|one checkpoint|no checkpoint")
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,13 @@ class Findings:
         What `nacme.quality.selection_quality` and `summarise_quality` return, per population, with `rival` as
         the baseline; the summary also has the standard error of regret over the choices, `regret_error`.
     ranks : dict
-        What `nacme.rank_correlation` returns, per population, with a column `reason` where tau is undefined;
-        algorithms are pooled where there are several.
+        What `nacme.rank_correlation` returns, per population; algorithms are pooled where there are several.
     comparisons : dict
         What `nacme.comparison.compare_criteria` returns for every other criterion against `rival`, per
         population; empty without a rival.
-    overall : DataFrame or None
-        The judged criterion against `rival` within a run, one row per data set, its test envs taken together.
+    overall : dict
+        The judged criterion against `rival`, one row per data set, its test envs taken together, per population;
+        empty without a rival.
     notes : list of str
         What was left out, undefined or tied.
     n_boot, seed : int
@@ -63,7 +61,7 @@ class Findings:
     summary: dict[Population, pd.DataFrame]
     ranks: dict[Population, pd.DataFrame]
     comparisons: dict[Population, pd.DataFrame]
-    overall: pd.DataFrame | None
+    overall: dict[Population, pd.DataFrame]
     notes: list[str]
     n_boot: int
     seed: int
@@ -168,45 +166,24 @@ def gather(
     notes += dict.fromkeys(str(warning.message) for warning in caught)
     for table in ranks.values():
         said = table.attrs.get("notes", [])
-        table["reason"] = [
-            _reason(said, row) if pd.isna(row["kendall_tau"]) else None for row in table.to_dict("records")
-        ]
         notes += [note for note in said if note not in notes]
     return Findings(rows, names, picks, quality, summary, ranks, comparisons, overall, notes, n_boot, seed)
 
 
 def _compare(
     df: pd.DataFrame, whole: pd.DataFrame, names: list[str], options: dict[str, Any], tick: Callable[[], object]
-) -> tuple[dict[Population, pd.DataFrame], pd.DataFrame | None]:
+) -> tuple[dict[Population, pd.DataFrame], dict[Population, pd.DataFrame]]:
     """Compare every criterion with the rival in each test env, and the judged one over all test envs at once."""
     rival = rival_of(names)
     if rival is None:
-        return {}, None
+        return {}, {}
     others = [name for name in names if name != rival]
     if df["run"].nunique() > LARGE:
-        # Across a sweep a permutation costs the square of a cell's runs.
         others, options = [names[0]], {**options, "n_permutations": 1_000}
-    tables = {}
+    pooled = {**options, "pool_algorithms": True, "pool_test_envs": True}
+    tables, overall = {}, {}
     for population in POPULATIONS:
         tables[population] = compare_criteria(df, others, rival, population, **options)
+        overall[population] = compare_criteria(whole, names[0], rival, population, **pooled)
         tick()
-    # A run has one target, so a mean over the runs of all test envs is that of one cell that holds them all. A
-    # criterion whose values follow from which env is the test env does not survive the renaming.
-    merged = whole.assign(test_env=-1)
-    runs = whole.groupby("run").ngroup().astype(float)
-    for name in (names[0], rival):
-        if not criterion_values(whole, name, runs).equals(criterion_values(merged, name, runs)):
-            return tables, None
-    options = {**options, "pool_algorithms": True}
-    return tables, compare_criteria(merged, names[0], rival, "run", **options)
-
-
-def _reason(notes: Sequence[str], row: Any) -> str | None:
-    """Find in the notes why a correlation is undefined."""
-    cell = f"{row['dataset']}, {row['algorithm']}, env {row['test_env']}"
-    for note in notes:
-        said, _, cells = note.rpartition(" [")
-        if said.startswith(f"{row['criterion']}: undefined") and cell in cells.rstrip("]").split("; "):
-            found = _WHY.search(said)
-            return found.group() if found else None
-    return None
+    return tables, overall

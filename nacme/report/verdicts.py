@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from nacme import bootstrap
+from nacme.correlation import CELL
+from nacme.decision import Kind, decide
+from nacme.quality import summarise_quality
 from nacme.records.load import unfilled_share
-from nacme.report.findings import POPULATIONS, Findings
+from nacme.report.findings import POPULATIONS, Findings, Population
 from nacme.report.tables import is_undefined, signed, with_interval
 
-Kind = Literal["better", "worse", "none", "undefined"]
 TITLES = {
     "nac_me": "NAC-ME",
     "val_acc": "validation accuracy",
     "val_loss": "validation loss",
     "last": "the training step (last)",
 }
-_NONE = "no difference can be told"
+NONE = "no difference can be told"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ def verdicts(findings: Findings) -> list[Verdict]:
     -------
     list of Verdict
         Of ranking within a run, of ranking across the sweep, of the choices across the sweep. A difference is
-        claimed only where its interval leaves out 0, or the sign test gives p below 0.05.
+        claimed only where `nacme.decision.decide` tells it, adjusted for the data sets of a verdict: of
+        criteria that do not differ, each verdict says so in at least 95% of sweeps.
     """
     found = []
     if "nac_me" not in findings.criteria:
@@ -55,24 +60,11 @@ def verdicts(findings: Findings) -> list[Verdict]:
     if findings.rival is None:
         sentence = f"Only {findings.judged} is reported: there is nothing to compare it with."
         return [*found, Verdict("undefined", "No comparison", sentence)]
-    within, across = [], []
-    for dataset in sorted(map(str, findings.rows["dataset"].unique())):
-        in_runs, in_sweep = (_of(findings.comparisons[p], dataset, findings.judged) for p in POPULATIONS)
-        overall = in_runs if findings.overall is None else _of(findings.overall, dataset, findings.judged)
-        within.append(
-            _within(dataset, overall.iloc[0], in_runs, findings)
-            if len(overall) == 1
-            else _tally(dataset, "the checkpoints of a run", in_runs, findings)
-        )
-        across.append(_tally(dataset, "all checkpoints of a sweep", in_sweep, findings))
+    within, across = (
+        [_ranking(row, population, findings) for row in findings.overall[population].to_dict("records")]
+        for population in POPULATIONS
+    )
     return [*found, _merge("Within a run", within), _merge("Across the sweep", across), _choice(findings)]
-
-
-def direction(low: float, high: float) -> Kind:
-    """Say which way a difference goes: a way is claimed only where the interval leaves out 0."""
-    if is_undefined(low) or is_undefined(high):
-        return "undefined"
-    return "better" if low > 0 else "worse" if high < 0 else "none"
 
 
 def _merge(label: str, found: Sequence[Verdict]) -> Verdict:
@@ -87,116 +79,107 @@ def _merge(label: str, found: Sequence[Verdict]) -> Verdict:
     return Verdict(way, f"{label}: {said}", sentence, tuple(verdict.sentence for verdict in found))
 
 
-def _of(table: pd.DataFrame, dataset: object, criterion: str) -> pd.DataFrame:
-    chosen: pd.DataFrame = table[(table["dataset"] == dataset) & (table["criterion"] == criterion)]
-    return chosen
-
-
-def _within(dataset: str, row: Any, cells: pd.DataFrame, findings: Findings) -> Verdict:
-    """Word the difference within a run, over the runs of a data set."""
+def _ranking(row: dict[Any, Any], population: Population, findings: Findings) -> Verdict:
+    """Word the difference in ranking on a data set, over the runs of all its test envs."""
+    what = "the checkpoints of a run" if population == "run" else "all checkpoints of a sweep"
     judged, rival = (_title(name) for name in (findings.judged, findings.rival))
-    kind = direction(row["low"], row["high"])
+    dataset = row["dataset"]
+    kind = decide(row["low"], row["high"], row["p_holm"])
     taus = f"Kendall tau {signed(row['value'], 2)} against {signed(row['baseline_value'], 2)}"
-    runs = f"On {dataset}, across {row['n_runs']:,} runs, "
-    if kind == "undefined":
-        if row["n_runs"] == 1:
-            sentence = (
-                f"On {dataset} there is one run, and one run says nothing about uncertainty: within it {taus} for "
-                f"{judged} and {rival}. Train more runs before concluding anything."
-            )
-        else:
-            sentence = (
-                f"On {dataset}, nothing can be said of {judged} against {rival} within a run: the rank "
-                f"correlation is undefined{_because(findings, dataset)}."
-            )
-        return Verdict(kind, "undefined", sentence)
-    difference = f"difference {with_interval(row['difference'], row['low'], row['high'])}"
-    if kind == "none":
+    if is_undefined(row["difference"]):
         sentence = (
-            f"{runs}{_NONE} between {judged} and {rival} in ranking the checkpoints of a run: "
-            f"{taus}, {difference}, an interval that contains 0."
+            f"On {dataset}, nothing can be said of {judged} against {rival} in ranking {what}: the rank "
+            f"correlation is undefined{_because(findings, dataset, population)}."
         )
-    else:
-        sentence = f"{runs}{judged} ranks the checkpoints of a run {kind} than {rival}: {taus}, {difference}."
-    if len(cells) > 1:
-        kinds = [direction(low, high) for low, high in zip(cells["low"], cells["high"])]
-        sentence += f" Test env by test env: {_counts(kinds)}."
-    return Verdict(kind, _NONE if kind == "none" else kind, sentence)
-
-
-def _tally(dataset: str, what: str, cells: pd.DataFrame, findings: Findings) -> Verdict:
-    """Word the differences of a data set's cells, which have no common interval."""
-    judged, rival = (_title(name) for name in (findings.judged, findings.rival))
-    kinds = [direction(low, high) for low, high in zip(cells["low"], cells["high"])]
-    told = set(kinds) - {"undefined"}
-    kind: Kind = "undefined" if not told else "none" if len(told) > 1 else next(iter(told))
+        return Verdict("undefined", "undefined", sentence)
     if kind == "undefined":
-        sentence = f"On {dataset}, nothing can be said of {judged} against {rival} in ranking {what}: " + (
-            "one run says nothing about uncertainty."
-            if (cells["n_runs"] == 1).all()
-            else f"no test env has a defined difference with an interval{_because(findings, dataset)}."
+        sentence = (
+            f"On {dataset} there is one run, and one run says nothing about uncertainty: within it {taus} for "
+            f"{judged} and {rival}. Train more runs before concluding anything."
         )
         return Verdict(kind, "undefined", sentence)
-    differences = cells["difference"].dropna()
-    low, high = signed(differences.min(), 2), signed(differences.max(), 2)
-    spread = f"difference in Kendall tau {low}" if low == high else f"differences in Kendall tau {low} to {high}"
-    if set(kinds) == {"none"}:
-        where = "in its test env" if len(kinds) == 1 else f"in any of its {len(kinds)} test envs"
-        sentence = f"On {dataset}, {_NONE} between {judged} and {rival} in ranking {what}, {where} ({spread})."
-        return Verdict(kind, _NONE, sentence)
-    sentence = f"On {dataset}, {judged} ranks {what} {_counts(kinds, f' than {rival}')} ({spread})."
-    return Verdict(kind, "mixed" if len(told) > 1 else _NONE if kind == "none" else kind, sentence)
+    runs = f"On {dataset}, across {row['n_runs']:,} runs, "
+    written = with_interval(row["difference"], row["low"], row["high"])
+    difference = f"{taus}, difference {written}"
+    cells = findings.comparisons[population]
+    cells = cells[(cells["dataset"] == dataset) & (cells["criterion"] == findings.judged)]
+    if kind == "none":
+        why = "an interval that contains 0, " if row["low"] <= 0 <= row["high"] else ""
+        why = f"no interval ({row['reason']}), " if is_undefined(row["low"]) else why
+        sentence = (
+            f"{runs}{NONE} between {judged} and {rival} in ranking {what}: {difference}, {why}"
+            f"{p_text(row['p_holm'])}."
+        )
+        if len(cells) > 1:  # told of none: counted, and nothing claimed
+            higher, lower = (int((side * cells["difference"] > 0).sum()) for side in (1, -1))
+            sentence += f" Its tau is higher in {higher} and lower in {lower} of {len(cells)} test envs."
+        return Verdict(kind, NONE, sentence)
+    sentence = f"{runs}{judged} ranks {what} {kind} than {rival}: {difference}, {p_text(row['p_holm'])}."
+    if len(cells) > 1:
+        adjusted = bootstrap.holm(cells["p_value"].to_numpy(float))
+        sentence += f" Test env by test env: {_counts(list(map(decide, cells['low'], cells['high'], adjusted)))}."
+    return Verdict(kind, kind, sentence)
 
 
 def _choice(findings: Findings) -> Verdict:
     """Word what the choices across the sweep gain, over all test envs."""
-    table = findings.summary["sweep"].set_index("criterion")
     rival = str(findings.rival)
+    cells = findings.quality["sweep"]
+    pair = cells[cells["criterion"].isin([findings.judged, rival]) & cells["top1_acc"].notna()]
+    both = pair.groupby(CELL)["criterion"].transform("size") == 2  # the two are averaged over the same test envs
+    label = "Choosing from the sweep"
+    first, second = _title(findings.judged), _title(rival)
+    if not both.any():
+        return Verdict("undefined", f"{label}: undefined", f"{first} and {second} choose nothing that compares.")
+    table = summarise_quality(pair[both]).set_index("criterion")
     row = table.loc[findings.judged]
     gain, p = row[f"gain_over_{rival}"], row[f"sign_p_over_{rival}"]
-    first, second = _title(findings.judged), _title(rival)
-    label = "Choosing from the sweep"
-    if pd.isna(gain):
-        return Verdict("undefined", f"{label}: undefined", f"{first} and {second} choose nothing that compares.")
-    cells = f"{int(row['n_cells'])} test env" + ("" if row["n_cells"] == 1 else "s")
+    envs = f"{int(row['n_cells'])} test env" + ("" if row["n_cells"] == 1 else "s")
     said = (
-        f"Over {cells}, what {first} chooses has {100 * row['top1_acc']:.1f}% test accuracy on average, "
+        f"Over {envs}, what {first} chooses has {100 * row['top1_acc']:.1f}% test accuracy on average, "
         f"{row['regret']:.1f} points short of the best possible; what {second} chooses has "
         f"{100 * table.loc[rival, 'top1_acc']:.1f}%, {table.loc[rival, 'regret']:.1f} short. "
     )
     won, lost = int(row[f"wins_over_{rival}"]), int(row[f"losses_to_{rival}"])
     verb = "gains" if gain >= 0 else "loses"
     said += (
-        f"{first[0].upper()}{first[1:]} {verb} {abs(gain):.1f} points: better in {won}, worse in {lost} of {cells}"
+        f"{first[0].upper()}{first[1:]} {verb} {abs(gain):.1f} points: better in {won}, worse in {lost} of {envs}"
     )
     if pd.isna(p):
-        return Verdict("none", f"{label}: {_NONE}", f"{said}, so {_NONE}.")
-    said += " (sign test p " + (f"= {p:.3f})" if p >= 0.001 else "< 0.001)")
-    if p >= 0.05:
-        return Verdict("none", f"{label}: {_NONE}", f"{said}; {_NONE}.")
-    kind: Literal["better", "worse"] = "better" if won > lost else "worse"
+        return Verdict("none", f"{label}: {NONE}", f"{said}, so {NONE}.")
+    said += f" (sign test {p_text(p)})"
+    # the test is of wins, the claim also of points: both have to go the same way
+    way = float(np.sign(gain)) if (won > lost) == (gain > 0) else 0.0
+    kind = decide(way, way, p)
+    if kind == "none":
+        return Verdict(kind, f"{label}: {NONE}", f"{said}; {NONE}.")
     return Verdict(kind, f"{label}: {kind}", f"{said}.")
 
 
 def _counts(kinds: Sequence[Kind], than: str = "") -> str:
     """Count the test envs that go each way."""
     if set(kinds) == {"none"}:
-        return f"{_NONE} in any of {len(kinds)}"
+        return f"{NONE} in any of {len(kinds)}"
     of = f"{len(kinds)} test env" + ("" if len(kinds) == 1 else "s")
     said = f"better{than} in {kinds.count('better')}, worse in {kinds.count('worse')} of {of}"
     if "none" in kinds:
-        said += f"; in {kinds.count('none')} {_NONE}"
+        said += f"; in {kinds.count('none')} {NONE}"
     if "undefined" in kinds:
         said += f"; in {kinds.count('undefined')} it is undefined"
     return said
 
 
-def _because(findings: Findings, dataset: str) -> str:
-    table = findings.ranks["run"]
+def _because(findings: Findings, dataset: str, population: Population) -> str:
+    table = findings.ranks[population]
     pair = [findings.judged, findings.rival]
-    here = table[(table["dataset"] == dataset) & table["criterion"].isin(pair)]
+    here = table[(table["dataset"] == dataset) & table["criterion"].isin(pair) & table["kendall_tau"].isna()]
     reasons = sorted(set(here["reason"].dropna()))
     return f" ({', '.join(reasons)})" if reasons else ""
+
+
+def p_text(p: float) -> str:
+    """Write a p-value within a sentence."""
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def _title(name: str | None) -> str:
@@ -274,8 +257,9 @@ def cautions(findings: Findings) -> list[str]:
         "few values and swings widely; read the averages with their intervals, never a single run.",
         "Checkpoints of one run are not independent: neighbours share nearly all of their training. Intervals "
         f"come from resampling whole runs ({findings.n_boot:,} resamples, seed {findings.seed}); here a test env "
-        f"has {runs.min():,}" + ("" if runs.min() == runs.max() else f" to {runs.max():,}") + " runs, and "
-        "with fewer than about ten, intervals are themselves rough and tend to be too narrow.",
+        f"has {runs.min():,}" + ("" if runs.min() == runs.max() else f" to {runs.max():,}") + " runs. With "
+        f"fewer than {bootstrap.LEAST_RUNS} no interval is given, since none would hold the truth as often as it "
+        "says; with fewer than 6 no difference within a run can be told, with fewer than 12 none across a sweep.",
         "Training time is a confounder: coverage and accuracy both drift with the step, so that a criterion may "
         "score well by telling late from early. Compare with last, which knows the step and nothing else, and "
         "read the partial correlation given the step.",

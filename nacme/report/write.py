@@ -30,6 +30,7 @@ from nacme.report.page import Section, draw_panels, export_section, write_file
 from nacme.report.settings import coverage_section, settings_section
 from nacme.report.tables import Column, Table, decimal, integer, p_value, percent, points, text, with_interval
 from nacme.report.verdicts import cautions, degenerate, unfilled, verdicts
+from nacme.selection import TIE_RULE
 from nacme.targets import Targets, observations
 
 MAX_ROWS = 300
@@ -194,12 +195,15 @@ def _selection(findings: Findings) -> Section:
         Table(
             f"summary-{per}",
             f"Choices {_WITHIN[per]}, averaged over test envs. Regret in points, plus and minus its standard "
-            "error over the choices"
+            "error over the choices; beside it the regret to be expected if one of the tied best is drawn. A "
+            "choice that rests on a tie of more than half of its candidates is no choice"
             + ("." if rival is None else f"; gain in points; wins count test envs with a gain over {rival}."),
             _without_self(table, rival),
             [
                 text("criterion", "criterion"), percent("test accuracy", "top1_acc"),
-                points("regret", "regret", "regret_error"), *gain, *record, integer("test envs", "n_cells"),
+                points("regret", "regret", "regret_error"), points("drawn from ties", "regret_over_ties"),
+                *gain, *record, integer("no choice", "n_no_choice"), integer("of choices", "n_populations"),
+                integer("test envs", "n_cells"),
             ],
         )
         for per, table in findings.summary.items()
@@ -212,8 +216,10 @@ def _selection(findings: Findings) -> Section:
             _without_self(table, rival),
             [
                 *_names(findings), text("criterion", "criterion"), percent("top 1", "top1_acc"),
-                percent("top 3", "top3_acc"), percent("top 5", "top5_acc"), points("regret", "regret"), *gain,
+                percent("top 3", "top3_acc"), percent("top 5", "top5_acc"), points("regret", "regret"),
+                points("drawn from ties", "regret_over_ties"), decimal("tied", "n_tied"), *gain,
                 integer("choices", "n_populations"), integer("undefined", "n_undefined"),
+                integer("no choice", "n_no_choice"),
             ],
             folded=f"Test env by test env, {_WITHIN[per]}",
         )
@@ -222,12 +228,14 @@ def _selection(findings: Findings) -> Section:
     choices = [
         Table(
             f"choices-{per}",
-            f"Each criterion's choices, {_WITHIN[per]}; regret in points.",
-            picks,
+            f"Each criterion's choices, {_WITHIN[per]}; regret in points. Ties are broken by {TIE_RULE}; no "
+            "choice: more than half of the candidates tie.",
+            picks.assign(said=picks["no_choice"].map({True: "no choice", False: "choice"})),
             [
                 *_names(findings), integer("trial", "trial_seed"), text("criterion", "criterion"),
                 text("run", "run"), integer("step", "step"), percent("test accuracy", "test_acc"),
-                percent("best possible", "oracle_acc"), points("regret", "regret"),
+                percent("best possible", "oracle_acc"), points("regret", "regret"), integer("tied", "n_tied"),
+                points("drawn from ties", "regret_over_ties"), text("a choice?", "said"),
             ],
             folded=f"All {len(picks):,} choices, {_WITHIN[per]}",
         )
@@ -277,13 +285,14 @@ def _ranking(findings: Findings, population: Population, title: str) -> Section:
         f"Rank correlation with test accuracy, {_WITHIN[population]}: 95% intervals in brackets. Checkpoints and "
         "runs are those for which it is defined; rho given step is the partial Spearman correlation given the "
         "training step.",
-        table.drop(columns="reason"),
+        table,
         [
             *_names(findings, pooled=True), text("criterion", "criterion"),
             decimal("Kendall tau", "kendall_tau", "kendall_low", "kendall_high"),
             decimal("Spearman rho", "spearman_rho", "spearman_low", "spearman_high"),
             decimal("weighted tau", "weighted_tau"), decimal("rho given step", "partial_spearman_step"),
             integer("checkpoints", "n_checkpoints"), integer("runs", "n_runs"),
+            *([replace(text("undefined because", "reason"), blank="–")] if table["reason"].notna().any() else []),
         ],
     )  # fmt: skip
     versus = [_versus(findings, population)] if findings.rival is not None else []
@@ -295,7 +304,11 @@ def _versus(findings: Findings, population: Population) -> Table:
     return Table(
         f"differences-{population}",
         f"Difference in Kendall tau from {findings.rival}, {_WITHIN[population]}, on the same resamples of runs. "
-        "p is of a permutation test that swaps the two criteria run by run; adjusted p is Holm's over this table.",
+        "p is of a permutation test that swaps the two criteria "
+        + ("run by run" if population == "run" else "in pairs of runs")
+        + "; adjusted p is Holm's over this table, but for the primary comparison, nac_me with val_acc within "
+        "runs, which is adjusted for test envs alone. Counts are of the runs and checkpoints where both are "
+        "defined.",
         findings.comparisons[population],
         [
             *_names(findings, pooled=True), text("criterion", "criterion"),

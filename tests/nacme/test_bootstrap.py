@@ -44,21 +44,39 @@ def test_the_percentile_interval_is_as_wide_as_students() -> None:
     assert np.isnan(bootstrap.percentile_interval(np.full(3, np.nan), 0.9, 8)).all()
 
 
-def test_bca_is_scipys() -> None:
-    x = np.random.default_rng(1).exponential(size=15)
-    draws = bootstrap.weighted_mean(x, bootstrap.run_weights(15, 100_000, np.random.default_rng(2)))
-    jackknife = bootstrap.weighted_mean(x, 1 - np.eye(15))
-    ours = bootstrap.bca_interval(draws, x.mean(), jackknife, 0.95)
-    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=100_000, method="BCa").confidence_interval
-    assert ours == pytest.approx(tuple(theirs), rel=0.02)  # the name of SciPy's seed depends on its version
-    plain = np.quantile(draws, [0.025, 0.975])
-    assert ours[0] > plain[0] + 0.01  # skewed data: both ends move up
-    assert ours[1] > plain[1] + 0.01
+def draws(x: np.ndarray, n_boot: int = 4000) -> np.ndarray:
+    return bootstrap.run_weights(len(x), n_boot, np.random.default_rng(2))
 
 
-def test_bca_of_draws_on_one_side_or_all_equal() -> None:
-    assert np.isnan(bootstrap.bca_interval(np.ones(9), 2.0, np.array([1.0, 2.0]), 0.95)).all()
-    assert bootstrap.bca_interval(np.ones(9), 1.0, np.ones(3), 0.95) == (1.0, 1.0)
+def test_the_interval_of_a_mean_is_students_where_runs_are_normal_and_leans_where_they_are_skewed() -> None:
+    x = scipy.stats.norm.ppf((np.arange(36) + 0.5) / 36)
+    low, high = bootstrap.mean_interval(x, draws(x, 20_000), 0.95)
+    student = scipy.stats.t.ppf(0.975, 35) * x.std(ddof=1) / 6
+    assert (low, high) == pytest.approx((-student, student), rel=0.08)
+    skewed = scipy.stats.expon.ppf((np.arange(12) + 0.5) / 12)
+    low, high = bootstrap.mean_interval(skewed, draws(skewed), 0.95)
+    assert high - skewed.mean() > 1.3 * (skewed.mean() - low)
+
+
+def test_the_interval_of_a_mean_follows_a_change_of_unit_and_of_sign() -> None:
+    x = np.random.default_rng(0).exponential(size=9)
+    low, high = bootstrap.mean_interval(x, draws(x), 0.95)
+    assert bootstrap.mean_interval(5 - 3 * x, draws(x), 0.95) == pytest.approx((5 - 3 * high, 5 - 3 * low))
+    both = bootstrap.mean_interval(np.stack([x, 5 - 3 * x], axis=1), draws(x), 0.95)
+    assert both[0] == pytest.approx([low, 5 - 3 * high])
+
+
+def test_there_is_no_interval_below_four_runs_and_one_from_there() -> None:
+    for n_runs in range(1, 8):
+        x = np.random.default_rng(0).normal(size=n_runs)
+        assert np.isfinite(bootstrap.mean_interval(x, draws(x), 0.95)).all() == (n_runs >= 4)
+
+
+def test_equal_runs_have_an_interval_without_width_and_one_that_differs_a_finite_one() -> None:
+    assert bootstrap.mean_interval(np.full(6, 0.1), draws(np.ones(6)), 0.95) == pytest.approx((0.1, 0.1))
+    x = np.array([1.0, 1, 1, 1, 1, 0.8])
+    low, high = bootstrap.mean_interval(x, draws(x), 0.95)
+    assert 0.5 < low < 0.95 < 1 <= high < 1.5
 
 
 @given(st.lists(st.integers(-5, 5), min_size=2, max_size=7))

@@ -114,6 +114,7 @@ def test_what_is_constant_has_no_correlation_and_says_why(
 ) -> None:
     table = nacme.rank_correlation(sweep(**columns), ["nac_me"], population)
     assert table[[*NUMBERS, "weighted_tau", "partial_spearman_step"]].isna().all(axis=None)
+    assert table["reason"].item() == reason
     assert any(reason in note for note in table.attrs["notes"])
 
 
@@ -136,7 +137,12 @@ def test_one_run_has_an_estimate_but_no_interval(population: str) -> None:
     table = nacme.rank_correlation(sweep(n_runs=1), ["nac_me"], population)
     assert np.isfinite(table["kendall_tau"].item())
     assert table[["kendall_low", "kendall_high", "spearman_low", "spearman_high"]].isna().all(axis=None)
+    assert table["reason"].item() == "one run"
     assert any("one run" in note for note in table.attrs["notes"])
+    three = nacme.rank_correlation(sweep(n_runs=3), ["nac_me"], population)
+    assert three[["kendall_low", "kendall_high", "spearman_low", "spearman_high"]].isna().all(axis=None)
+    assert three["reason"].item() == "3 runs, an interval needs 4"
+    assert nacme.rank_correlation(sweep(n_runs=4), ["nac_me"], population)["reason"].item() is None
 
 
 @pytest.mark.parametrize("population", ["run", "sweep"])

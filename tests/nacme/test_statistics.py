@@ -200,3 +200,20 @@ def test_within_runs_gives_the_partial_given_two_of_each(runs: list[np.ndarray])
         assert found["partial_spearman_step_val_acc"][number] == pytest.approx(expected, abs=1e-9, nan_ok=True)
     for name, values in plain.items():
         np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize("kind", ["kendall", "spearman"])
+def test_the_influence_of_a_run_is_the_derivative_by_its_weight(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    run = np.repeat(np.arange(5), 6)
+    x, y = rng.integers(0, 9, 30), rng.integers(0, 9, 30)
+    pairs = statistics.RunPairs(x, y, run)
+    weights = rng.integers(0, 3, (4, 5)).astype(float)
+    values, slopes = getattr(pairs, f"{kind}_influence")(weights)
+    plain = getattr(pairs, kind)
+    np.testing.assert_allclose(values, plain(weights))
+    nudge = 1e-3
+    for r in range(5):
+        step = nudge * np.eye(5)[r]
+        numeric = (plain(weights + step) - plain(weights - step)) / (2 * nudge)
+        np.testing.assert_allclose(slopes[:, r], numeric, atol=1e-3)

@@ -23,7 +23,7 @@ from nacme.cli import app
 from nacme.comparison import compare_criteria
 from nacme.errors import ConfigError, CriterionError, NacmeError
 from nacme.report.findings import gather
-from nacme.report.verdicts import Verdict, degenerate, direction, verdicts
+from nacme.report.verdicts import Verdict, degenerate, verdicts
 from nacme.report.write import write_report
 
 WriteSweep = Callable[..., Path]
@@ -271,7 +271,7 @@ def test_export_writes_every_figure_and_table(small: pd.DataFrame, tmp_path: Pat
     assert all((tmp_path / "out" / f"{n}.png").read_bytes().startswith(b"\x89PNG") for n in figures)
     exported = pd.read_csv(tmp_path / "out" / "correlations-run.csv")
     expected = gather(small, ["nac_me", "val_acc", "val_loss", "last"], include_step0=False, n_boot=50, seed=0)
-    pd.testing.assert_frame_equal(exported, expected.ranks["run"].drop(columns="reason"), check_dtype=False)
+    pd.testing.assert_frame_equal(exported, expected.ranks["run"], check_dtype=False)
     latex = (tmp_path / "out" / "summary-sweep.tex").read_text()
     assert r"\toprule" in latex
     assert r"nac\_me" in latex
@@ -339,13 +339,16 @@ def test_verdict_better(df: pd.DataFrame) -> None:
         0
     ]
     assert merged["n_runs"] == 24
-    for key in ("value", "baseline_value", "difference", "low", "high"):
+    for key in ("value", "baseline_value", "difference"):
         assert f"{merged[key]:.2f}" in within.sentence
     assert within.sentence.startswith(
-        "On RotatedDigits, across 24 runs, NAC-ME ranks the checkpoints of a run better"
+        "On RotatedDigits, across 24 runs, NAC-ME ranks the checkpoints of a run better than validation accuracy"
     )
+    assert "], p < 0.001." in within.sentence
     assert "Test env by test env: better in 3, worse in 0 of 3 test envs." in within.sentence
-    assert "better than validation accuracy in 3, worse in 0 of 3 test envs" in across.sentence
+    assert "NAC-ME ranks all checkpoints of a sweep better than validation accuracy" in across.sentence
+    # Eight runs a test env are four pairs: that tells of no test env by itself, but of the three together.
+    assert across.sentence.endswith("Test env by test env: no difference can be told in any of 3.")
     # Three test envs cannot give a sign test below 0.25, whatever the gain.
     assert choice.kind == "none"
     assert "sign test p = 0.250" in choice.sentence
@@ -357,7 +360,7 @@ def test_verdict_worse(write_sweep: WriteSweep, tmp_path: Path) -> None:
     assert (within.kind, across.kind) == ("worse", "worse")
     assert "NAC-ME ranks the checkpoints of a run worse than validation accuracy" in within.sentence
     assert re.search(r"difference −\d\.\d\d \[−\d\.\d\d, −\d\.\d\d\]", within.sentence)
-    assert "better than validation accuracy in 0, worse in 3 of 3 test envs" in across.sentence
+    assert "NAC-ME ranks all checkpoints of a sweep worse than validation accuracy" in across.sentence
     assert re.search(r"NAC-ME loses \d+\.\d points: better in 0, worse in 3 of 3 test envs", choice.sentence)
 
 
@@ -368,7 +371,7 @@ def test_verdict_no_difference(df: pd.DataFrame) -> None:
     assert within.label == "Within a run: no difference can be told"
     assert "no difference can be told between NAC-ME and validation accuracy" in within.sentence
     assert "an interval that contains 0" in within.sentence
-    assert "in any of its 3 test envs" in across.sentence
+    assert re.search(r"Its tau is higher in \d and lower in \d of 3 test envs\.", across.sentence)
 
 
 def test_verdict_on_a_constant_criterion_is_undefined_with_its_reason(
@@ -397,24 +400,30 @@ def test_verdict_of_one_run_claims_nothing(df: pd.DataFrame, tmp_path: Path) -> 
     assert write_report(alone, tmp_path / "r.html", n_boot=20).exists()
 
 
-def test_verdict_mixed(df: pd.DataFrame) -> None:
+def test_verdict_of_few_runs_claims_nothing_however_they_agree(df: pd.DataFrame) -> None:
+    few = df[(df["test_env"] == 0) & df["run"].isin(sorted(df.loc[df["test_env"] == 0, "run"].unique())[:3])]
+    within, across, choice = judge(few.assign(nac_me=few["test_acc"]))
+    assert [verdict.kind for verdict in (within, across, choice)] == ["none"] * 3
+    assert "no interval (3 runs, an interval needs 4), p = 0.250" in within.sentence
+
+
+def test_verdict_of_test_envs_that_disagree_counts_them(df: pd.DataFrame) -> None:
     mixed = df.copy()
     bad = mixed["test_env"] == 1
     mixed.loc[bad, "nac_me"] = -mixed.loc[bad, "nac_me"]
-    across = judge(mixed)[1]
-    assert across.label == "Across the sweep: mixed"
-    assert "better than validation accuracy in 2, worse in 1 of 3 test envs" in across.sentence
+    within = judge(mixed)[0]
+    assert within.kind == "none"
+    assert "Its tau is higher in 2 and lower in 1 of 3 test envs." in within.sentence
 
 
 def test_verdict_passes_over_test_envs_where_it_is_undefined(df: pd.DataFrame) -> None:
     holes = df.copy()
     holes.loc[holes["test_env"] == 1, "nac_me"] = 0.25
     within, across, _ = judge(holes)
-    assert (within.kind, across.label) == ("better", "Across the sweep: better")
+    assert within.kind == "better"
     assert "across 16 runs" in within.sentence
-    assert (
-        "better than validation accuracy in 2, worse in 0 of 3 test envs; in 1 it is undefined" in across.sentence
-    )
+    assert "across 16 runs" in across.sentence
+    assert "better in 2, worse in 0 of 3 test envs; in 1 it is undefined" in within.sentence
 
 
 def test_choice_can_be_told_better_with_enough_test_envs(write_sweep: WriteSweep, tmp_path: Path) -> None:
@@ -442,11 +451,6 @@ def test_one_criterion_has_nothing_to_be_compared_with(small: pd.DataFrame, tmp_
     page = Page.read(write_report(small, tmp_path / "r.html", criteria=["nac_me"], n_boot=20))
     assert "Only nac_me is reported: there is nothing to compare it with." in page.text
     assert "differences-run" not in page.tables
-
-
-def test_direction_needs_the_interval_to_leave_out_zero() -> None:
-    kinds = [direction(low, high) for low, high in [(0.01, 1), (-1, -0.01), (-0.1, 0.1), (0, 1), (np.nan, 1)]]
-    assert kinds == ["better", "worse", "none", "none", "undefined"]
 
 
 # --- in a real browser
