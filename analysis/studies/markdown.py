@@ -9,10 +9,12 @@ import pandas as pd
 
 from analysis.studies.figures import fill_text
 from analysis.studies.tables import RIVALS
+from nacme.decision import decide
 from nacme.sensitivity import SEEING
 
 #: The criteria that stand beside each other in each test env.
 SHOWN = ["val_acc", "nac_me", "nac_me_nested", "last"]
+MARKS = {"better": " ▲", "worse": " ▼", "none": "", "undefined": ""}
 
 
 def results(found: Sequence[Mapping[str, pd.DataFrame]], choices: pd.DataFrame, across: pd.DataFrame) -> str:
@@ -60,7 +62,8 @@ def interval(value: float, low: float, high: float, sign: bool = False) -> str:
     """Write a number and its interval."""
     if not np.isfinite(value):
         return "–"
-    return f"{number(value, sign=sign)} [{number(low)}, {number(high)}]"
+    ends = f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""  # none is given for few runs
+    return number(value, sign=sign) + ends
 
 
 def p(value: float) -> str:
@@ -92,8 +95,7 @@ def _summary(found: Sequence[Mapping[str, pd.DataFrame]]) -> str:
     for name in names:
         taus, partials = [], []
         for row in (column.loc[name] for column in columns):
-            told = row["less_val_acc_p_holm"] < 0.05
-            mark = "" if not told else " ▲" if row["less_val_acc_difference"] > 0 else " ▼"
+            mark = MARKS[decide(*(row[f"less_val_acc_{end}"] for end in ("low", "high", "p_holm")))]
             taus.append(interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"]) + mark)
             partials.append(interval(row["partial_spearman_step"], row["partial_low"], row["partial_high"]))
         rows.append([code(name), *taus, *partials])
@@ -104,21 +106,25 @@ def _summary(found: Sequence[Mapping[str, pd.DataFrame]]) -> str:
         *(f"rho at fixed step, {name}" for name in datasets),
     ]
     return (
-        table(head, rows) + "\n▲ better, ▼ worse than `val_acc` (permutation of runs, Holm-adjusted p < 0.05).\n"
+        table(head, rows)
+        + "\n▲ better, ▼ worse than `val_acc` on the runs where both are defined: the interval of the difference "
+        "leaves out 0 and p of the permutation of runs is 0.05 at most. p of `nac_me` is of the one comparison "
+        "declared beforehand, the others' are adjusted among themselves by Holm.\n"
     )
 
 
 def _by_env(tables: Mapping[str, pd.DataFrame]) -> str:
     taus = tables["by_env"].query("population == 'run'").set_index(["test_env", "criterion"])
-    regrets = tables["regret_per_run"].set_index(["test_env", "criterion"])["regret"]
+    regrets = tables["regret_per_run"].set_index(["test_env", "criterion"])
     rows = []
     for env in taus.index.unique("test_env"):
         of_env = [taus.loc[(env, name)] for name in SHOWN]
         cells = [interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"]) for row in of_env]
-        lost = " / ".join(number(regrets[env, name], 1) for name in SHOWN)
-        rows.append([str(env), str(of_env[0]["n_runs"]), *cells, lost])
+        kinds = ("regret", "regret_over_ties", "n_tied")
+        lost = [" / ".join(number(regrets.loc[(env, name), kind], 1) for name in SHOWN) for kind in kinds]
+        rows.append([str(env), str(of_env[0]["n_runs"]), *cells, *lost])
     taus_of = [f"tau of `{name}`" for name in SHOWN]
-    return table(["test env", "runs with a tau", *taus_of, "regret of the four (points)"], rows)
+    return table(["test env", "runs with a tau", *taus_of, "regret of the four", "drawn from ties", "tied"], rows)
 
 
 def _overall(overall: pd.DataFrame) -> str:
@@ -131,13 +137,16 @@ def _overall(overall: pd.DataFrame) -> str:
         cells = [code(row["criterion"]), interval(row["kendall_tau"], row["kendall_low"], row["kendall_high"])]
         for rival in RIVALS:
             ends = [row[f"less_{rival}_{end}"] for end in ("difference", "low", "high")]
-            cells += [interval(*ends, sign=True), p(row[f"less_{rival}_p_holm"])]
+            runs = row[f"less_{rival}_n_runs"]
+            fewer = f" ({runs:.0f} runs)" if runs < row["n_runs"] else ""
+            cells += [interval(*ends, sign=True) + fewer, p(row[f"less_{rival}_p_holm"])]
         cells.append(interval(row["partial_spearman_step"], row["partial_low"], row["partial_high"]))
         cells += [number(row["tau_with_val_acc"]), number(row["regret_per_run"], 1)]
         rows.append([*cells, number(row["regret_per_sweep"], 1)])
     return table(head, rows) + (
-        "\n\\* Spearman's rank correlation with the step held fixed. p: permutation of runs, adjusted by Holm. "
-        "Regret in points.\n"
+        "\n\\* Spearman's rank correlation with the step held fixed. Differences are on the runs where both are "
+        "defined, counted where those are fewer than the criterion's own. p: permutation of runs, adjusted by "
+        "Holm, but for the declared comparison, `nac_me` less `val_acc`. Regret in points.\n"
     )
 
 
@@ -190,14 +199,19 @@ def _choices(choices: pd.DataFrame) -> str:
     rows = []
     for _, row in choices.iterrows():
         cells = [code(row["criterion"]), row["per"], number(100 * row["top1_acc"], 1), number(row["regret"], 1)]
+        cells += [number(row["regret_over_ties"], 1), f"{row['n_no_choice']:.0f}/{row['n_populations']:.0f}"]
         for rival in RIVALS:
             counts = (row[f"wins_over_{rival}"], row[f"ties_with_{rival}"], row[f"losses_to_{rival}"])
             cells += ["/".join(f"{count:.0f}" for count in counts), p(row[f"sign_p_over_{rival}"])]
         rows.append(cells)
-    head = ["criterion", "chosen per", "test accuracy (%)", "regret (points)"]
+    head = ["criterion", "chosen per", "test accuracy (%)", "regret (points)", "drawn from ties", "no choice"]
     for rival in RIVALS:
         head += [f"better/equal/worse than `{rival}`", "p"]
-    return table(head, rows, texts=2) + "\np: two-sided sign test over test envs, not adjusted.\n"
+    return table(head, rows, texts=2) + (
+        "\np: two-sided sign test over test envs, not adjusted. Drawn from ties: the regret to be expected if one "
+        "of the checkpoints that tie for first place is drawn. No choice: choices that rest on a tie of more than "
+        "half of the candidates.\n"
+    )
 
 
 def _across(across: pd.DataFrame) -> str:

@@ -132,7 +132,8 @@ def overall(df: pd.DataFrame) -> pd.DataFrame:
     for rival in RIVALS:
         others = [name for name in CRITERIA if name != rival]
         compared = compare_criteria(whole, others, rival, pool_algorithms=True).set_index("criterion")
-        columns = compared[["difference", "low", "high", "p_holm"]].add_prefix(f"less_{rival}_")
+        told = compared[["n_runs", "difference", "low", "high", "p_value", "p_holm"]]
+        columns = told.add_prefix(f"less_{rival}_")
         table = table.merge(columns, "left", left_on="criterion", right_index=True)
     for per in PER:
         regret = summarise_quality(selection_quality(df, CRITERIA, per)).set_index("criterion")["regret"]
@@ -147,10 +148,9 @@ def partial_intervals(df: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, of_runs in table.groupby("criterion", sort=False):
         values = of_runs["partial_spearman_step"].to_numpy(float)
-        low, high = float("nan"), float("nan")
-        if np.isfinite(values).sum() > 1:
-            weights = bootstrap.run_weights(len(values), 1000, bootstrap.generator(0, "partial"))
-            low, high = bootstrap.percentile_interval(bootstrap.weighted_mean(values, weights), 0.95, len(values))
+        values = values[np.isfinite(values)]
+        weights = bootstrap.run_weights(len(values), 1000, bootstrap.generator(0, "partial"))
+        low, high = bootstrap.mean_interval(values, weights, 0.95)
         rows.append({"criterion": name, "partial_low": float(low), "partial_high": float(high)})
     return pd.DataFrame(rows)
 
@@ -162,9 +162,11 @@ def choices(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def regret_per_run(df: pd.DataFrame) -> pd.DataFrame:
-    """Average over the runs of a test env what stopping by each criterion costs, in points."""
+    """Average over the runs of a test env what stopping by each criterion costs, in points, and what ties do."""
     chosen = nacme.select(df, CRITERIA, per="run")
-    return chosen.groupby(["dataset", "test_env", "criterion"], as_index=False)["regret"].mean()
+    averaged = ["regret", "regret_over_ties", "n_tied", "no_choice"]
+    chosen = chosen.astype(dict.fromkeys(averaged, float))
+    return chosen.groupby(["dataset", "test_env", "criterion"], as_index=False)[averaged].mean()
 
 
 def splits(df: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
