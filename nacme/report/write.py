@@ -280,19 +280,20 @@ def _ranking(findings: Findings, population: Population, title: str) -> Section:
         lambda cell: plots.correlation_forest(cell, order=order),
         lambda: plots.correlation_forest(table, order=order),
     )
+    said = table["reason"].notna().any()
     numbers = Table(
         f"correlations-{population}",
         f"Rank correlation with test accuracy, {_WITHIN[population]}: 95% intervals in brackets. Checkpoints and "
         "runs are those for which it is defined; rho given step is the partial Spearman correlation given the "
         "training step.",
-        table,
+        table if said else table.drop(columns="reason"),
         [
             *_names(findings, pooled=True), text("criterion", "criterion"),
             decimal("Kendall tau", "kendall_tau", "kendall_low", "kendall_high"),
             decimal("Spearman rho", "spearman_rho", "spearman_low", "spearman_high"),
             decimal("weighted tau", "weighted_tau"), decimal("rho given step", "partial_spearman_step"),
             integer("checkpoints", "n_checkpoints"), integer("runs", "n_runs"),
-            *([replace(text("undefined because", "reason"), blank="–")] if table["reason"].notna().any() else []),
+            *([replace(text("undefined because", "reason"), blank="–")] if said else []),
         ],
     )  # fmt: skip
     versus = [_versus(findings, population)] if findings.rival is not None else []
