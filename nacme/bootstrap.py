@@ -79,6 +79,13 @@ _PRIOR = 0.25  # of a run: keeps the spread of a resample of equal values from v
 _STRETCH = 9.0  # how much wider few runs make the interval of a mean; both were found by simulation
 
 
+def too_few(n_runs: int) -> str | None:
+    """Say why there is no interval over so many runs, if there is none."""
+    if n_runs >= LEAST_RUNS:
+        return None
+    return "one run" if n_runs == 1 else f"{n_runs} runs, an interval needs {LEAST_RUNS}"
+
+
 def mean_interval(values: Array, weights: Array, confidence: float) -> tuple[Any, Any]:
     """Return the interval of means over runs.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from nacme import bootstrap, statistics
-from nacme.correlation import Cell, Population, check_arguments, split_cells, too_few, undefined
+from nacme.correlation import Cell, Population, check_arguments, split_cells, undefined
 from nacme.decision import LEVEL, PRIMARY, equivalent
 from nacme.errors import ConfigError
 from nacme.statistics import Array
@@ -179,7 +179,7 @@ def _compare(
         "value": differ.value,
         "baseline_value": differ.baseline,
         "difference": difference,
-        "reason": differ.reason or too_few(min(differ.sizes, default=0)),
+        "reason": differ.reason or bootstrap.too_few(min(differ.sizes, default=0)),
         "equivalent": None,
     }
     if differ.n_runs < 2 or not np.isfinite(difference):

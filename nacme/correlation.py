@@ -385,13 +385,6 @@ def undefined(x: Array, y: Array) -> str | None:
     return "constant test accuracy" if np.ptp(y) == 0 else None
 
 
-def too_few(n_runs: int) -> str | None:
-    """Say why there is no interval over so many runs, if there is none."""
-    if n_runs >= bootstrap.LEAST_RUNS:
-        return None
-    return "one run" if n_runs == 1 else f"{n_runs} runs, an interval needs {bootstrap.LEAST_RUNS}"
-
-
 def _estimates(
     n_checkpoints: int,
     n_runs: int,
@@ -401,7 +394,7 @@ def _estimates(
     reasons: list[str],
 ) -> tuple[Estimates, list[str]]:
     """Lay out one row's numbers; ``values`` are in the order of STATISTICS, ``ends`` (2, 2) of the first two."""
-    if reason is None and (reason := too_few(n_runs)):
+    if reason is None and (reason := bootstrap.too_few(n_runs)):
         reasons = [*reasons, f"intervals undefined: {reason}"]
     row: Estimates = {"n_checkpoints": n_checkpoints, "n_runs": n_runs}
     row |= {kind: float(value) for kind, value in zip(STATISTICS, values)}
