@@ -37,8 +37,8 @@ SELECT_COLUMNS = (
 )
 #: The rule that breaks ties wherever a checkpoint is chosen, from first to last; it is DomainBed's.
 TIE_RULE = (
-    "the raw checkpoint before an average; the earliest step of a run; among runs the highest hparams_seed, then the "
-    "last directory name"
+    "the raw checkpoint before an average, the highest hparams_seed, the last directory name, and of a run the "
+    "earliest step"
 )
 _GROUP = ["dataset", "algorithm", "test_env", "trial_seed"]
 
