@@ -159,7 +159,7 @@ def split_names(given: Sequence[str] | None) -> list[str]:
 
 def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
     """Read a sweep and say on standard error what a reader of its numbers has to know."""
-    from nacme.records.load import load_sweep, unfilled_share
+    from nacme.records.load import degenerate_shares, load_sweep
 
     for module in modules or ():  # before reading: a new criterion may have a column in the records
         load_criteria_module(module)
@@ -169,15 +169,12 @@ def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
     runs = df.drop_duplicates("run")
     if unfinished := int((~runs["done"]).sum()):
         _say(f"{unfinished} of {len(runs)} runs are not finished")
-    if "degenerate" in df and (share := float(df["degenerate"].mean())) > 0:
+    if faults := degenerate_shares(df):
         _say(
-            f"coverage is degenerate at {share:.0%} of the checkpoints where it was measured: nearly every state "
-            "falls in one bin, so nac_me there is little more than a count of correct samples"
-        )
-    if (share := unfilled_share(df)) > 0.5:
-        _say(
-            f"at {share:.0%} of the checkpoints hardly a bin is full, so nac_me there is the number of correct "
-            "samples on another scale; a smaller O fills bins (--nac_fill 0.08: a fraction of the samples)"
+            "coverage is degenerate "
+            + " and ".join(f"at {share:.0%} of the checkpoints, where {fault}" for fault, share in faults.items())
+            + ", so nac_me there is little more than a count of correct samples; measure again with 'nacme score' "
+            "--nac_alpha auto --nac_fill 0.02, or rank by nac_me_robust"
         )
     return df
 

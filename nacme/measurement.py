@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nacme.coverage import NeuronActivationCoverage
-from nacme.errors import DegenerateCoverageWarning
-from nacme.observation import batches, observe
-from nacme.settings import CoverageSettings
+from nacme.errors import DegenerateCoverageWarning, NacmeWarning
+from nacme.observation import batches, check_labels, observe
+from nacme.settings import FEW_BINS, FEW_FULL_BINS, CoverageSettings
 from nacme.states import at_least_float32
 from nacme.taps import Reading, untouched
 
 #: alpha="auto" puts this many standard deviations of ``z * g`` at the sigmoid's argument 1
 AUTO_SPREADS = 0.5
+NAN_LOGITS = "the model's logits are NaN on {}: it has diverged, and its accuracy is undefined rather than chance"
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ class Measurement:
         The scale used, by layer name: what ``alpha="auto"`` came to.
     degenerate : bool
         Whether coverage says little more than how many samples were counted, because nearly all states of a neuron
-        share a bin.
+        share a bin, or because hardly a bin holds ``O`` of them.
     full_bins : float
-        Mean number of bins per neuron that hold ``O`` states or more. At 0, too, coverage only counts samples.
+        Mean number of bins per neuron that hold ``O`` states or more. At 0 coverage is a count of samples.
+    reason : str, optional
+        Why coverage is degenerate.
     """
 
     accuracy: float
@@ -62,6 +65,7 @@ class Measurement:
     alpha: dict[str, float]
     degenerate: bool
     full_bins: float
+    reason: str | None = None
 
 
 class BatchStates:
@@ -193,9 +197,19 @@ class CoverageCounter:
         """Samples counted."""
         return max((int(metric.num_samples) for metric in self.coverage.values()), default=0)
 
-    def is_degenerate(self) -> bool:
-        """Whether nearly all states of a typical neuron share one or two bins."""
-        return self.num_counted() > 0 and self.occupied_bins() < min(3, self.settings.bins - 1)
+    def fault(self, fill: int | float | None = None) -> str | None:
+        """Say why coverage says little more than how many samples were counted; None where it says more."""
+        if self.num_counted() == 0:
+            return None
+        fill = self.settings.fill if fill is None else fill
+        occupied, full = self.occupied_bins(), self.full_bins(fill)
+        asked = f"{fill:g} of the samples" if isinstance(fill, float) else f"{fill} states"
+        faults = []
+        if occupied < min(FEW_BINS, self.settings.bins - 1):
+            faults.append(f"a neuron's states fill {occupied:.1f} bins on average")
+        if full < FEW_FULL_BINS:
+            faults.append(f"hardly a bin holds the {asked} that make it full ({full:.1f} a neuron)")
+        return " and ".join(faults) or None
 
     def _count(self, name: str, states: Tensor) -> None:
         if name not in self.coverage:
@@ -211,15 +225,23 @@ class Tally:
     correct: Tensor | int = 0
     loss: Tensor | float = 0.0
     num_samples: int = 0
+    found_nan: Tensor | bool = False
 
     def update(self, logits: Tensor, labels: Tensor, correct: Tensor) -> None:
         """Add a batch: logits [B, C], labels [B], correct [B]."""
-        self.correct = self.correct + correct.sum()
+        self.count(logits, correct)
         self.loss = self.loss + cross_entropy(logits, labels).double().sum()
-        self.num_samples += len(labels)
+
+    def count(self, logits: Tensor, correct: Tensor) -> None:
+        """Add a batch to the accuracy alone, labels unseen: logits [B, C], correct [B]."""
+        self.correct = self.correct + correct.sum()
+        self.num_samples += len(correct)
+        self.found_nan = logits.isnan().any() | self.found_nan
 
     def accuracy(self) -> float:
-        """Fraction of correct samples."""
+        """Fraction of correct samples; NaN without samples, and where a logit is NaN: none is the largest then."""
+        if self.num_samples == 0 or bool(self.found_nan):
+            return math.nan
         return int(self.correct) / self.num_samples
 
     def mean_loss(self) -> float:
@@ -274,8 +296,10 @@ def measure(
     Warns
     -----
     DegenerateCoverageWarning
-        If the states of a typical neuron fall in one or two bins: coverage then says little more than how many
-        samples were counted.
+        If the states of a typical neuron fall in one or two bins, or fill none: coverage then says little more
+        than how many samples were counted.
+    NacmeWarning
+        If the model's logits are NaN: accuracy and loss are undefined then.
 
     Notes
     -----
@@ -297,8 +321,11 @@ def measure(
         counter.update(reading, correct)
     counter.finish()
     result = summarize(tally, counter)
-    if result.degenerate:
-        warnings.warn(degenerate_message(result.occupied_bins), DegenerateCoverageWarning, stacklevel=2)
+    if result.reason is not None:
+        message = degenerate_message(result.reason, counter.settings, remedy="pass {python}")
+        warnings.warn(message, DegenerateCoverageWarning, stacklevel=2)
+    if bool(tally.found_nan):
+        warnings.warn(NAN_LOGITS.format("the loader"), NacmeWarning, stacklevel=2)
     return result
 
 
@@ -317,7 +344,7 @@ def summarize(tally: Tally, counter: CoverageCounter, fill: int | float | None =
     -------
     Measurement
     """
-    per_layer = counter.per_layer(fill)
+    per_layer, reason = counter.per_layer(fill), counter.fault(fill)
     return Measurement(
         accuracy=tally.accuracy(),
         loss=tally.mean_loss(),
@@ -327,16 +354,37 @@ def summarize(tally: Tally, counter: CoverageCounter, fill: int | float | None =
         num_samples=tally.num_samples,
         num_counted=counter.num_counted(),
         alpha=dict(counter.alpha),
-        degenerate=counter.is_degenerate(),
+        degenerate=reason is not None,
         full_bins=counter.full_bins(fill),
+        reason=reason,
     )
 
 
-def degenerate_message(occupied_bins: float) -> str:
-    """Say in one line that coverage is degenerate and what to try."""
+def degenerate_message(reason: str, settings: CoverageSettings, remedy: str) -> str:
+    """Say in one line that coverage is degenerate, why, and what to try.
+
+    Parameters
+    ----------
+    reason : str
+        See `Measurement`.
+    settings : CoverageSettings
+        That it was measured with.
+    remedy : str
+        How the caller's settings are changed, with ``{python}`` or ``{flags}`` in it for the change.
+
+    Returns
+    -------
+    str
+    """
+    # at an even spread each bin holds this share of the samples
+    even = round(1 / settings.bins, 4)
+    changes: dict[str, float | str] = {"fill": even if settings.fill != even else even / 4}
+    changes |= {} if settings.alpha == "auto" else {"alpha": "auto"}
+    python = ", ".join(f"{name}={value!r}" for name, value in sorted(changes.items()))
+    flags = " ".join(f"--nac_{name} {value}" for name, value in sorted(changes.items()))
     return (
-        f"coverage is degenerate: a neuron's states fill {occupied_bins:.1f} bins on average, so NAC-ME says "
-        "little more than how many samples were counted; try a larger alpha, or alpha='auto'"
+        f"coverage is degenerate: {reason}, so NAC-ME says little more than how many samples were counted; "
+        f"{remedy.format(python=python, flags=flags)}"
     )
 
 
@@ -351,16 +399,19 @@ def accuracy(model: nn.Module, loader: Iterable[Any], device: torch.device | str
     Returns
     -------
     float
-        Fraction of samples whose largest logit is the label's.
+        Fraction of samples whose largest logit is the label's; NaN, with a warning, if a logit is NaN.
     """
     predict = getattr(model, "predict", model)
-    correct: Tensor | int = 0
-    total = 0
+    tally = Tally()
     with untouched(model), torch.no_grad():
         for x, labels in batches(model, loader, device):
-            correct = correct + is_correct(predict(x), labels).sum()
-            total += len(x)
-    return int(correct) / total
+            logits = predict(x)
+            if not labels.is_cuda:
+                check_labels(labels, logits.shape[1])
+            tally.count(logits, is_correct(logits, labels))
+    if bool(tally.found_nan):
+        warnings.warn(NAN_LOGITS.format("the loader"), NacmeWarning, stacklevel=2)
+    return tally.accuracy()
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:

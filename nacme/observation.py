@@ -20,6 +20,7 @@ def observing(
     layers: Sequence[str] | None = None,
     device: torch.device | str | None = None,
     further: Sequence[str] = (),
+    labelled: bool = True,
 ) -> Iterator[Callable[[Any], tuple[Reading, Tensor]]]:
     """Prepare a model for batches that the caller hands over one by one.
 
@@ -33,19 +34,26 @@ def observing(
         See `nacme.taps.Taps`.
     device : torch.device or str, optional
         Where batches are moved to. None: where the model is.
+    labelled : bool
+        Whether batches must have labels. False: they may lack them, or have anything in their place; labels are
+        then whatever there is one of for each sample, else an empty tensor.
 
     Yields
     ------
     callable
         Takes ``(x, y, ...)`` or ``{"x": ..., "y": ...}``; gives a `Reading` and labels [B], on the device. It
-        raises NacmeError for something else than pairs, and LayerError as `nacme.taps.Taps` does.
+        raises NacmeError for something else than pairs and for labels that are no class's number, and LayerError
+        as `nacme.taps.Taps` does.
     """
     with untouched(model), Taps(model, layers, further) as taps:
-        place = _placing(model, device)
+        place = _placing(model, device, labelled)
 
         def read(batch: Any) -> tuple[Reading, Tensor]:
             x, labels = place(batch)
-            return taps.read(x), labels
+            reading = taps.read(x)
+            if labelled:
+                check_labels(_pair(batch)[1], reading.logits.shape[1])
+            return reading, labels
 
         yield read
 
@@ -114,19 +122,67 @@ def not_empty(loader: Iterable[Any]) -> Iterator[Any]:
         raise NacmeError("the loader gave no samples; check the split and its batch size")
 
 
-def _placing(model: nn.Module, device: torch.device | str | None = None) -> Callable[[Any], tuple[Tensor, Tensor]]:
+def _placing(
+    model: nn.Module, device: torch.device | str | None = None, labelled: bool = True
+) -> Callable[[Any], tuple[Tensor, Tensor]]:
     """Make the function that brings a batch to where the model is, inputs in its floating point type."""
     tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
     to = torch.device(device) if device is not None else (tensors[0].device if tensors else torch.device("cpu"))
 
     def place(batch: Any) -> tuple[Tensor, Tensor]:
-        x, y = _pair(batch)
+        x, y = _pair(batch) if labelled else _maybe_pair(batch)
         x = x.to(to, non_blocking=True)
         if x.is_floating_point() and tensors:
             x = x.to(tensors[0].dtype)
-        return x, torch.as_tensor(y).to(to, non_blocking=True).reshape(len(x))
+        labels = torch.as_tensor(y)
+        if not labelled and labels.numel() != len(x):
+            return x, labels.new_empty(0)
+        if labels.numel() != len(x):
+            raise NacmeError(
+                f"labels of shape {list(labels.shape)} for {len(x)} inputs: give one class number a sample, for "
+                "one-hot labels y.argmax(dim=1)"
+            )
+        return x, labels.to(to, non_blocking=True).reshape(len(x))
 
     return place
+
+
+def check_labels(labels: Any, num_classes: int) -> None:
+    """Refuse labels that are no class's number.
+
+    Parameters
+    ----------
+    labels : tensor or array, shape [B]
+        Where the loader gave them: on the CPU, looking at them keeps no device waiting.
+    num_classes : int
+        ``C``; for a single logit, 1: the classes are 0 and 1.
+
+    Raises
+    ------
+    NacmeError
+        If one is not a whole number, or none of ``0 .. C - 1``.
+    """
+    values = torch.as_tensor(labels)
+    classes = max(num_classes, 2)
+    wrong = (values < 0) | (values >= classes)
+    if values.is_floating_point():
+        wrong |= values != values.floor()
+    if bool(wrong.any()):
+        raise NacmeError(
+            f"label {values[wrong].flatten()[0].item():.6g} is no class of a model with {num_classes} logits: "
+            f"labels are whole numbers from 0 to {classes - 1}; leave out samples without one"
+        )
+
+
+def _maybe_pair(batch: Any) -> tuple[Tensor, Any]:
+    """Inputs, and what stands in the place of labels if it could be some."""
+    if isinstance(batch, dict) and "x" in batch:
+        batch = (batch["x"], batch.get("y"))
+    if isinstance(batch, Tensor):
+        batch = (batch,)
+    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+        return batch[0], batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else ()
+    raise NacmeError(f"the loader must give inputs as tensors, not {type(batch).__name__}")
 
 
 def _pair(batch: Any) -> tuple[Tensor, Any]:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nacme.criteria.network import Collected
 from nacme.criteria.registry import Counter, all_criteria, get_criterion
-from nacme.errors import ConfigError, DegenerateCoverageWarning
+from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeWarning
 from nacme.measurement import (
+    NAN_LOGITS,
     BatchStates,
     CoverageCounter,
     Tally,
@@ -63,13 +64,16 @@ class Recorder:
         Names of the criteria to record beside NAC-ME. None: every registered one that looks at in-distribution
         data (at target data too, given ``target_loaders``) and takes no further pass.
     target_loaders : mapping of str to iterable, optional
-        Unlabelled target splits, for criteria that look at them; their labels are not used.
+        Unlabelled target splits, for criteria that look at them. Their batches need no labels, and what stands in
+        their place is used for nothing but the accuracy that `Recording.evaluate` returns.
     layers : sequence of str, optional
         Dotted module paths. None: what feeds the linear layer that produces the logits.
     device : torch.device or str, optional
         Where batches are moved to. None: where the model is.
     notes : mapping, optional
         Entries to add to the record's ``nac`` object, for example which split was used.
+    remedy : str
+        What a warning of degenerate coverage says to do: see `nacme.measurement.degenerate_message`.
 
     Raises
     ------
@@ -106,6 +110,7 @@ class Recorder:
         layers: Sequence[str] | None = None,
         device: torch.device | str | None = None,
         notes: Mapping[str, Any] | None = None,
+        remedy: str = "give settings=CoverageSettings({python}), or rank by nac_me_robust",
     ) -> None:
         self.model = model
         self.loaders = dict(loaders)
@@ -131,7 +136,8 @@ class Recorder:
         self.layers = layers
         self.device = device
         self.notes = dict(notes or {})
-        self.warned = False
+        self.warned = self.warned_of_nan = False
+        self.remedy = remedy
         #: States counted for ``nac_me`` at the last checkpoint recorded: [N, bins - 1] by layer, on the CPU.
         self.counts: dict[str, Tensor] = {}
 
@@ -228,7 +234,7 @@ class Recording:
         Returns
         -------
         float
-            Its accuracy.
+            Its accuracy; NaN without labels, or if a logit is NaN.
         """
         with self.split(name) as update:
             for batch in not_empty(loader):
@@ -258,11 +264,18 @@ class Recording:
             if (covers if settings.split is None else settings.split in splits)
         ]
         tally = self._tallies[name] = Tally()
-        with observing(recorder.model, recorder.layers, recorder.device, recorder.further) as read:
+        # labels of a split that only target criteria look at play no part, but for the accuracy that is returned
+        labelled = covers or bool(splits) or name in recorder.loaders
+        with observing(recorder.model, recorder.layers, recorder.device, recorder.further, labelled) as read:
 
             def update(batch: Any) -> None:
                 whole, labels = read(batch)
                 reading = whole.only(whole.activations.keys() - recorder.further)
+                if not labelled:
+                    self._keep(name, reading, labels)
+                    if len(labels):
+                        tally.count(reading.logits, is_correct(reading.logits, labels))
+                    return
                 correct = is_correct(reading.logits, labels)
                 tally.update(reading.logits, labels, correct)
                 self._keep(name, reading, labels)
@@ -311,10 +324,13 @@ class Recording:
         if "sham_count" in recorder.criteria:
             counter = self._counters[_as_counted(recorder.settings)]
             values["sham_count"] = _number(counter.num_counted() / self._covered.num_samples)
+        diverged = any(bool(self._tallies[name].found_nan) for name in recorder.loaders)
         for name in recorder.criteria:
-            compute = get_criterion(name).compute
-            if compute is not None:
-                values[name] = _number(float(compute(data)))
+            criterion = get_criterion(name)
+            if criterion.compute is not None:
+                # a function of logits that are NaN may be a number all the same, as the calibration error is
+                undefined = diverged and "logits" in criterion.needs
+                values[name] = None if undefined else _number(float(criterion.compute(data)))
         return values
 
     def finish(self) -> dict[str, Any]:
@@ -331,9 +347,14 @@ class Recording:
         counter = self._counters[_as_counted(settings)]
         recorder.counts = {name: metric.counts.cpu() for name, metric in counter.coverage.items()}
         result = summarize(self._covered, counter, settings.fill)
-        if result.degenerate and not recorder.warned:
+        if result.reason is not None and not recorder.warned:
             recorder.warned = True
-            warnings.warn(degenerate_message(result.occupied_bins), DegenerateCoverageWarning, stacklevel=2)
+            message = degenerate_message(result.reason, settings, recorder.remedy)
+            warnings.warn(message, DegenerateCoverageWarning, stacklevel=2)
+        diverged = [name for name, tally in self._tallies.items() if bool(tally.found_nan)]
+        if diverged and not recorder.warned_of_nan:
+            recorder.warned_of_nan = True
+            warnings.warn(NAN_LOGITS.format(", ".join(diverged)), NacmeWarning, stacklevel=2)
         values, grid = self._variants()
         losses = [tally.mean_loss() for name, tally in self._tallies.items() if name in recorder.loaders]
         return {
@@ -352,6 +373,7 @@ class Recording:
                 "per_layer": {name: _number(value) for name, value in result.per_layer.items()},
                 "occupied_bins": _number(result.occupied_bins),
                 "degenerate": result.degenerate,
+                "reason": result.reason,
                 "full_bins": _number(result.full_bins),
                 "num_samples": result.num_samples,
                 "num_counted": result.num_counted,

@@ -109,6 +109,7 @@ def pool_positions(values: Tensor, pool: str = "sum") -> Tensor:
     Returns
     -------
     Tensor, shape [B, N]
+        Sums in at least float32.
 
     Raises
     ------
@@ -125,11 +126,13 @@ def pool_positions(values: Tensor, pool: str = "sum") -> Tensor:
         )
     if values.dim() == 2:
         return values
+    # half precision overflows in a sum over positions
+    wide = at_least_float32(values[:0]).dtype
     if values.dim() == 3:
-        return values[:, 0] if pool == "first" else values.sum(dim=1)
+        return values[:, 0] if pool == "first" else values.sum(dim=1, dtype=wide)
     if pool == "first":
         raise ConfigError("pool='first' takes the class token, and a feature map has none; use pool='sum'")
-    return values.flatten(2).sum(dim=2)
+    return values.flatten(2).sum(dim=2, dtype=wide)
 
 
 def neuron_states(activation: Tensor, gradient: Tensor | None, alpha: float, pool: str = "sum") -> Tensor:

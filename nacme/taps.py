@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class LinearCall(NamedTuple):
+    """What a linear layer read and gave in one prediction, and the versions of both just then."""
+
+    module: nn.Linear
+    features: Tensor
+    output: Tensor
+    versions: tuple[int, int]
+
+
+class _AnotherWayError(Exception):
+    """The logits do not come from the head as they did for the first batch."""
+
+
 class Taps:
     """Hooks on a model that read layers while it predicts. Use as a context manager: leaving removes them.
 
@@ -95,23 +108,30 @@ class Taps:
 
     Notes
     -----
-    A module that runs several times in one prediction is read at its last run.
+    A module that runs several times in one prediction is read at its last run. That the closed form holds is
+    proved for every batch, from the tensors' version counters: what the head read and gave, and the layer's
+    output, were not changed in place. A batch for which it does not hold is predicted again, by the graph.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None, further: Sequence[str] = ()) -> None:
         self.model = model
         self._named = list(dict.fromkeys([*(layers or ()), *further]))
-        self._predict = getattr(model, "predict", model)
+        # what torch.compile has made runs no hooks; the module it was made from gives the same
+        plain = getattr(model, "_orig_mod", model)
+        self._predict = getattr(plain, "predict", plain)
         self._find_head = layers is None
         self._modules = {name: _module(model, name) for name in self._named}
         self._read: dict[str, Tensor] = {}
         self._passed: dict[str, Tensor] = {}
-        self._linear_calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+        self._linear_calls: list[LinearCall] = []
         self._handles: list[RemovableHandle] = []
         self._settled = False
         self._by_graph = self._named
         self._head: nn.Linear | None = None
         self._shapes: dict[str, torch.Size] = {}
+        # what a layer gave, and its version then, of those that the closed form is used for
+        self._watched: list[str] = []
+        self._seen: dict[str, tuple[Tensor, int]] = {}
 
     def __enter__(self) -> Taps:
         for name, module in self._modules.items():
@@ -146,9 +166,18 @@ class Taps:
         LayerError
             If no linear layer produces the logits and no layer was named, or a layer does not feed the logits.
         """
+        try:
+            return self._read_batch(x)
+        except _AnotherWayError:
+            # the closed form holds no longer, so this batch and all after it go by the graph
+            self._reopen()
+            return self._read_batch(x)
+
+    def _read_batch(self, x: Any) -> Reading:
         closed = self._settled and not self._by_graph
         try:
-            with torch.inference_mode() if closed else torch.enable_grad():
+            # no inference mode: its tensors do not tell whether they were changed in place
+            with torch.inference_mode(False), torch.no_grad() if closed else torch.enable_grad():
                 logits = self._forward(x)
                 if not self._settled:
                     self._settle(logits)
@@ -163,6 +192,7 @@ class Taps:
             self._linear_calls.clear()
             self._read.clear()
             self._passed.clear()
+            self._seen.clear()
 
     def _forward(self, x: Any) -> Tensor:
         logits = self._predict(x)
@@ -188,7 +218,7 @@ class Taps:
             if call is None:
                 raise LayerError(
                     "no linear layer of the model produces the logits directly; name layers to tap, for example "
-                    f"layers=[{_last_named(self.model)!r}]"
+                    f"what feeds the logits: layers=[{self._likely_input(logits)!r}]"
                 )
             self._head = call[0]
             self._shapes = {_name_of(self.model, call[0]) + INPUT: call[1].shape[1:]}
@@ -198,25 +228,47 @@ class Taps:
             self._by_graph = []
             self._remove()
             self._handles = [self._head.register_forward_hook(self._note_linear)]
+            self._handles += [self._watch(name, self._modules[name]) for name in self._named]
+            self._seen = {name: (self._passed[name], 0) for name in self._named}
+
+    def _reopen(self) -> None:
+        """Take back what the first batch settled, for the layers that were named."""
+        if self._find_head:
+            raise LayerError(
+                "the model produced its logits in another way than for the first batch; name layers to tap, for "
+                f"example what feeds the logits: layers=[{_name_of(self.model, self._head) + INPUT!r}]"
+            )
+        self._remove()
+        self._head, self._shapes, self._by_graph = None, {}, self._named
+        self.__enter__()
 
     def _head_call(self, logits: Tensor) -> tuple[nn.Linear, Tensor] | None:
-        """Find the linear layer whose output is the logits, and what it read."""
-        for module, features, output in reversed(self._linear_calls):
+        """Find the linear layer whose output is the logits, and what it read, both unchanged since."""
+        for module, features, output, versions in reversed(self._linear_calls):
             if output is logits or (output.shape == logits.shape and output.data_ptr() == logits.data_ptr()):
-                # a layer that only inherits from nn.Linear may compute something else
-                if self._head is not module:
+                if (_version(features), _version(logits)) != versions:
+                    return None
+                # a layer that only inherits from nn.Linear, or that has other hooks, may compute something else
+                if self._head is not module or not _is_plain(module):
                     linear = nn.functional.linear(features, module.weight, module.bias)
                     if not torch.allclose(linear, logits, rtol=1e-3, atol=1e-3, equal_nan=True):
                         return None
                 return module, features
         return None
 
+    def _likely_input(self, logits: Tensor) -> str:
+        """Name what most likely feeds the logits: the input of the last layer that could produce them."""
+        calls = [call.module for call in self._linear_calls if call.output.shape == logits.shape]
+        weighted = [m for m in self.model.modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
+        last = [*weighted, *calls][-1:] or [*self.model.modules()][-1:]
+        return _name_of(self.model, last[0]) + INPUT
+
     def _read_head(self, logits: Tensor) -> Reading:
         if self._head is None:
             return Reading(logits, {}, {})
         call = self._head_call(logits)
-        if call is None:
-            raise LayerError("the model produced its logits in another way than for the first batch; name layers")
+        if call is None or any(not _is_view(call[1], *self._seen.get(name, ())) for name in self._watched):
+            raise _AnotherWayError
         logits, features = logits.detach(), call[1].detach()
         gradient = head_gradients(logits, call[0].weight.detach())
         return Reading(
@@ -255,15 +307,28 @@ class Taps:
             return module.register_forward_pre_hook(lambda _, inputs: (keep(inputs[0]), *inputs[1:]))
         return module.register_forward_hook(lambda _, __, output: keep(output))
 
+    def _watch(self, name: str, module: nn.Module) -> RemovableHandle:
+        """Note what a layer gives without touching it."""
+        self._watched.append(name)
+
+        def note(value: Any) -> None:
+            if isinstance(value, Tensor):
+                self._seen[name] = (value, _version(value))
+
+        if name.endswith(INPUT):
+            return module.register_forward_pre_hook(lambda _, inputs: note(inputs[0]))
+        return module.register_forward_hook(lambda _, __, output: note(output))
+
     def _note_linear(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         assert isinstance(module, nn.Linear)
         if isinstance(output, Tensor) and output.dim() == 2:
-            self._linear_calls.append((module, inputs[0], output))
+            versions = (_version(inputs[0]), _version(output))
+            self._linear_calls.append(LinearCall(module, inputs[0], output, versions))
 
     def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._watched = [], []
 
 
 def _positions(shape: torch.Size) -> int:
@@ -271,15 +336,26 @@ def _positions(shape: torch.Size) -> int:
     return shape[0] if len(shape) == 2 else math.prod(shape[1:])
 
 
-def _is_view(features: Tensor, tapped: Tensor) -> bool:
-    """Whether the head reads just the tapped values, in their order and unchanged since."""
+def _is_view(features: Tensor, tapped: Tensor | None = None, version: int = 0) -> bool:
+    """Whether the head reads just the tapped values, in their order and unchanged since they had that version."""
     return (
-        features.data_ptr() == tapped.data_ptr()
+        tapped is not None
+        and features.data_ptr() == tapped.data_ptr()
         and features.numel() == tapped.numel()
         and features.is_contiguous()
         and tapped.is_contiguous()
-        and tapped._version == 0
+        and _version(tapped) == version
     )
+
+
+def _version(values: Tensor) -> int:
+    """How often a tensor was changed in place; a tensor made in inference mode does not tell."""
+    return 0 if values.is_inference() else values._version
+
+
+def _is_plain(module: nn.Linear) -> bool:
+    """Whether a linear layer computes what its class says: no subclass, no hook but the one that reads it."""
+    return type(module) is nn.Linear and "forward" not in vars(module) and len(module._forward_hooks) == 1
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
@@ -290,11 +366,6 @@ def _module(model: nn.Module, name: str) -> nn.Module:
     return modules[path]
 
 
-def _last_named(model: nn.Module) -> str:
-    names: list[str] = [name for name, _ in model.named_modules()]
-    return names[-1]
-
-
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str:
     names: list[str] = [name for name, module in model.named_modules() if module is wanted]
     return names[0]

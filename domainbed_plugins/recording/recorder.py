@@ -60,4 +60,5 @@ def make_recorder(
         layers=resolve(options.layers, algorithm),
         device=device,
         notes={"split": options.split, **notes},
+        remedy="measure with {flags}, or rank by nac_me_robust",
     )

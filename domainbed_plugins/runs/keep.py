@@ -109,11 +109,12 @@ def _value(record: Mapping[str, Any], name: str) -> float | None:
     if name == "last":
         value = record["step"]
     elif name == "val_acc":
-        held_out: list[float] = []
+        held_out: list[float | None] = []
         while f"env{len(held_out)}_out_acc" in record:
             held_out.append(record[f"env{len(held_out)}_out_acc"])
         trained = [acc for env, acc in enumerate(held_out) if env not in record["args"]["test_envs"]]
-        value = sum(trained) / len(trained)
+        known = [acc for acc in trained if acc is not None]  # undefined in a run that has diverged
+        value = sum(known) / len(known) if len(known) == len(trained) else None
     else:
         value = record.get(name)
     return value if value is not None and math.isfinite(value) else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nacme.candidates import FOLDER, RAW, of_kinds
 from nacme.errors import NacmeWarning, SweepError
 from nacme.records.run import ADDED, ITSELF, LAST_MODEL, RESULTS, STEP_MODEL
+from nacme.settings import FEW_BINS, FEW_FULL_BINS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,6 +193,33 @@ def candidate_names(sweep: Path) -> list[str]:
         return []
 
 
+def degenerate_shares(df: pd.DataFrame) -> dict[str, float]:
+    """Say where coverage only counts samples, and why.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `load_sweep` returns it.
+
+    Returns
+    -------
+    dict of str to float
+        By fault, in words: the share of the checkpoints, among those that were measured, that have it. Bins that
+        are hardly ever full are named where most checkpoints have none.
+    """
+    if "degenerate" not in df:
+        return {}
+    measured = df.dropna(subset=["degenerate"])
+    few = measured["degenerate"].astype(bool)
+    if {"occupied_bins", "full_bins"} <= {*measured}:
+        few &= ~((measured["full_bins"] < FEW_FULL_BINS) & (measured["occupied_bins"] >= FEW_BINS))
+    shares = {
+        "nearly every state falls in one or two bins": float(few.mean()) if len(few) else 0.0,
+        "hardly a bin is full": share if (share := unfilled_share(df)) > 0.5 else 0.0,
+    }
+    return {fault: share for fault, share in shares.items() if share > 0}
+
+
 def unfilled_share(df: pd.DataFrame) -> float:
     """Share of the checkpoints at which no more than one neuron in ten has a full bin.
 
@@ -207,7 +235,7 @@ def unfilled_share(df: pd.DataFrame) -> float:
     """
     if "full_bins" not in df or df["full_bins"].isna().all():
         return 0.0
-    return float((df["full_bins"].dropna() < 0.1).mean())
+    return float((df["full_bins"].dropna() < FEW_FULL_BINS).mean())
 
 
 def _read(sweep: Path, names: Sequence[str], known: frozenset[str]) -> Table:

@@ -16,6 +16,7 @@ from nacme.quality import summarise_quality
 from nacme.records.load import unfilled_share
 from nacme.report.findings import POPULATIONS, Findings, Population
 from nacme.report.tables import is_undefined, signed, with_interval
+from nacme.settings import FEW_BINS, FEW_FULL_BINS
 
 TITLES = {
     "nac_me": "NAC-ME",
@@ -201,7 +202,11 @@ def degenerate(rows: pd.DataFrame) -> str | None:
     if "degenerate" not in rows:
         return None
     measured = rows.dropna(subset=["degenerate"])
-    bad = measured[measured["degenerate"].astype(bool)]
+    few = measured["degenerate"].astype(bool)
+    if {"occupied_bins", "full_bins"} <= {*measured}:
+        # the other fault, of bins that are never full, is `unfilled`'s
+        few &= ~((measured["full_bins"] < FEW_FULL_BINS) & (measured["occupied_bins"] >= FEW_BINS))
+    bad = measured[few]
     if bad.empty:
         return None
     bins = "" if "occupied_bins" not in bad else f" ({bad['occupied_bins'].mean():.1f} bins occupied on average)"

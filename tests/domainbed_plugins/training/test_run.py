@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import nacme
 from domainbed_plugins.train import main
 from nacme.errors import CriterionError, NacmeError
 
@@ -118,3 +119,21 @@ def test_unknown_criteria_are_refused_before_training(tmp_path):
     with pytest.raises(CriterionError):
         train(tmp_path / "run", "--keep", "best:nothing")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_diverges_records_null_accuracies_and_strict_json(tmp_path, train_run):
+    flags = ["--dataset", "RotatedDigits", "--steps", "4", "--checkpoint_freq", "1", "--hparams", '{"lr": 1e30}']
+    train_run(tmp_path / "run", *flags, "--test_envs", "0", keep=("best:val_acc",))
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    last = [json.loads(line, parse_constant=refuse) for line in lines][-1]
+    assert last["env0_in_acc"] is last["env1_out_acc"] is last["loss"] is last["nac_me"] is None
+    # no criterion makes a number of what is none
+    assert {
+        name for name in ("ece", "entropy", "atc", "mmd", "nac_me_robust") if last.get(name) is not None
+    } == set()
+    assert nacme.load_sweep(tmp_path / "run")["val_acc"].isna().all()

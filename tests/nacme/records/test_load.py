@@ -14,6 +14,7 @@ import nacme
 from nacme.errors import NacmeWarning, SweepError
 from nacme.records import cache as sweep_cache
 from nacme.records import load as records
+from nacme.records.load import degenerate_shares
 
 
 def record(step: int, test_envs: list[int] = [0], **more: Any) -> dict[str, Any]:  # noqa: B006
@@ -409,3 +410,17 @@ def test_copies_are_found_in_a_cached_sweep_too(tmp_path: Path, monkeypatch: pyt
         with pytest.warns(NacmeWarning, match="copy of a"):
             assert nacme.load_sweep(tmp_path)["run"].unique().tolist() == ["a"]
     assert (tmp_path / sweep_cache.NAME).exists()
+
+
+def test_shares_of_checkpoints_where_coverage_only_counts_are_told_by_fault():
+    df = pd.DataFrame(
+        {
+            "degenerate": pd.array([True, True, False, True, pd.NA], dtype="boolean"),
+            "occupied_bins": [1.0, 20.0, 20.0, 20.0, None],
+            "full_bins": [0.0, 0.0, 5.0, 0.05, None],
+        }
+    )
+    few, unfilled = degenerate_shares(df).items()
+    assert few == ("nearly every state falls in one or two bins", 0.25)
+    assert unfilled == ("hardly a bin is full", 0.75)
+    assert degenerate_shares(df[2:3]) == degenerate_shares(df[[]]) == {}
