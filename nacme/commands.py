@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nacme.candidates import RAW, kinds, of_kinds
 from nacme.criteria.expressions import split
-from nacme.criteria.registry import all_criteria, default_criteria, load_criteria_module
+from nacme.criteria.registry import all_criteria, default_criteria, held_controls, load_criteria_module
 from nacme.errors import ConfigError
 from nacme.output import Format, write_frame
 
@@ -69,7 +69,12 @@ def run_correlate(
             "--population sweep, --pool_algorithms and --candidates out"
         )
     df = _load(sweep, modules)
-    names = split_names(criterion) or default_criteria(df)
+    names = split_names(criterion)
+    if not names:
+        controls = held_controls(df)
+        names = [*default_criteria(df), *controls]
+        if controls:
+            _say(f"controls, which no finding about coverage may fall behind: {', '.join(controls)}")
     wanted = split_names(candidates) or [RAW]
     if len(wanted) > 1:
         raise ConfigError(

@@ -292,6 +292,21 @@ def oriented_values(df: pd.DataFrame, name: str, populations: pd.Series[float] |
     return values if get_criterion(name).higher_is_better else -values
 
 
+def held_controls(df: pd.DataFrame) -> list[str]:
+    """Name the controls that a sweep holds; see `Criterion`.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        As `nacme.load_sweep` returns it.
+
+    Returns
+    -------
+    list of str
+    """
+    return [c.name for c in all_criteria().values() if c.control and c.name in df and df[c.name].notna().any()]
+
+
 def default_criteria(df: pd.DataFrame, oracle: bool = False) -> list[str]:
     """Name the standard criteria that a sweep holds.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +54,19 @@ def test_correlate_prints_the_contracts_rows(simulated_sweep: Path) -> None:
     sweep = rows("correlate", simulated_sweep, "--population", "sweep", "--include-step0", "--pool-algorithms")
     assert {row["algorithm"] for row in sweep} == {"all"}
     assert {row["n_checkpoints"] for row in sweep} == {72}
+
+
+def test_controls_stand_in_correlations_and_never_choose(simulated_sweep: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(simulated_sweep, tmp_path / "sweep")
+    for path in sweep.glob("*/results.jsonl"):
+        lines = [{**json.loads(line), "sham_count": 0.5} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = nacme("correlate", sweep, "--format", "json")
+    assert "sham_count" in {row["criterion"] for row in json.loads(done.stdout)}
+    assert "controls, which no finding about coverage may fall behind: sham_count" in done.stderr
+    assert "sham_count" not in {row["criterion"] for row in rows("select", sweep)}
+    listed = {row["name"]: row["control"] for row in rows("criteria")}
+    assert [name for name, control in listed.items() if control] == ["sham_count", "sham_permuted"]
 
 
 def test_tables_and_csv_hold_every_value_in_a_pipe(simulated_sweep: Path) -> None:

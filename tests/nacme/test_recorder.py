@@ -115,6 +115,39 @@ def test_degenerate_coverage_is_recorded_always_and_said_once(model):
     assert all(record["nac"]["degenerate"] for record in records)
 
 
+def test_a_setting_for_another_split_is_what_measuring_that_split_gives(model):
+    """One pass over each split; what is measured on the main one stays as it is."""
+    out, in_ = {"env1_out": loader(1)}, {"env1_in": loader(3)}
+    grid = [replace(SETTINGS, alpha=alpha, split=split) for alpha in (1.0, "auto") for split in (None, "in")]
+    passes = []
+
+    class Counted(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    further = {"in": {name: Counted(batches) for name, batches in in_.items()}}
+    both = Recorder(model, out, further_loaders=further, settings=SETTINGS, grid=grid).record()
+    assert len(passes) == 1
+    alone = Recorder(model, out, settings=SETTINGS, grid=[s for s in grid if s.split is None]).record()
+    there = Recorder(model, in_, settings=SETTINGS, grid=[replace(s, split=None) for s in grid[::2]]).record()
+    for setting in grid:
+        expected = (there if setting.split else alone)[replace(setting, split=None).key()]
+        assert both[setting.key()] == pytest.approx(expected, abs=1e-7)
+    assert {key: both[key] for key in alone if key != "nac"} == {
+        key: v for key, v in alone.items() if key != "nac"
+    }
+    assert both["nac"]["grid"][grid[1].key()]["split"] == "in"
+    with pytest.raises(ConfigError, match="give its further_loaders"):
+        Recorder(model, out, settings=SETTINGS, grid=grid)
+
+
+def test_what_is_recorded_beside_coverage_of_correct_samples(model):
+    record = Recorder(model, {"env0_out": loader(1)}, settings=SETTINGS).record()
+    assert record["nac_me_all"] == measure(model, loader(1), None, 20.0, 20, 2, correct_only=False).nac_me
+    assert record["sham_count"] == pytest.approx(measure(model, loader(1)).accuracy)
+
+
 def test_no_loader(model):
     with pytest.raises(ConfigError, match="at least one validation loader"):
         Recorder(model, {})

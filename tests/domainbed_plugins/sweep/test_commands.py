@@ -46,6 +46,23 @@ def test_environments_are_left_out_as_domainbed_does(tmp_path):
     assert [job.args["test_envs"] for job in single] == [[0], [1], [2], [3], [4], [5]]
     assert len(pairs) == 6 + 15
     assert len({job.output_dir for job in pairs}) == 21
+    only, sources = (make_jobs(make_spec(test_envs=e), tmp_path, None) for e in ("pairs_only", "single_source"))
+    both = [job.name for job in pairs if len(job.args["test_envs"]) == 2]
+    assert [job.name for job in only] == both
+    assert [job.args["test_envs"] for job in sources] == [[e for e in range(6) if e != s] for s in range(6)]
+
+
+def test_each_environment_alone(tmp_path, capsys):
+    spec = make_spec(test_envs="single_source", datasets=["ColoredDigits"], keep=["best:val_acc", "last"])
+    run_sweep(spec, tmp_path / "sweep", launcher="debug")
+    capsys.readouterr()
+    jobs = make_jobs(spec, tmp_path / "sweep", None)
+    assert states(spec, tmp_path / "sweep") == ["done"] * len(jobs)
+    for source, job in enumerate(jobs):
+        assert source not in job.args["test_envs"]
+        last = json.loads((job.output_dir / "results.jsonl").read_text().splitlines()[-1])
+        assert last["nac"]["num_samples"] == pytest.approx(599 * 0.2, abs=1)
+        assert 1 <= len(list(job.output_dir.glob("model*.pkl"))) <= 2
 
 
 @pytest.mark.domainbed
@@ -241,6 +258,28 @@ def test_plan_counts_averages(tmp_path, capsys):
     plain, one, late = rows
     assert [row["gigabytes"] / plain["gigabytes"] for row in rows] == pytest.approx([1, 2, 3])
     assert plain["hours"] < late["hours"] < one["hours"]
+
+
+@pytest.mark.domainbed
+def test_plan_says_what_it_does_not_know(domainbed, tmp_path, capsys):
+    spec = write_yaml(
+        tmp_path / "spec.yaml", datasets=["SpawriousO2O_easy", "WILDSFMoW", "Debug28"], test_envs=[[0]]
+    )
+    sweep_commands.plan_command(spec, None, "data", None, "json")
+    printed = capsys.readouterr()
+    rows = {row["dataset"]: row for row in json.loads(printed.out)}
+    for dataset in ("SpawriousO2O_easy", "WILDSFMoW", "all"):
+        assert rows[dataset]["hours"] is None
+        assert rows[dataset]["steps"] > 0
+    assert rows["Debug28"]["hours"] > 0
+    assert rows["Debug28"]["network"] == "MNIST CNN"
+    assert "hours are unknown for SpawriousO2O_easy, WILDSFMoW" in printed.err
+    for dataset in domainbed.datasets.DATASETS:
+        known = sweep_commands.load_spec(write_yaml(tmp_path / "spec.yaml", datasets=[dataset], test_envs=[[0]]))
+        assert known.datasets == [dataset]
+        sweep_commands.plan_command(str(tmp_path / "spec.yaml"), None, "data", None, "json")
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["hours"] is None) == dataset.startswith(("WILDS", "Spawrious"))
 
 
 @pytest.mark.domainbed

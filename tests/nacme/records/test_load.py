@@ -188,6 +188,25 @@ def test_coverage_measured_with_two_settings_is_said(tmp_path: Path) -> None:
         nacme.load_sweep(tmp_path)
 
 
+def test_coverage_measured_at_two_layers_is_said(tmp_path: Path) -> None:
+    here, there = {"layers": ["featurizer.bn3"]}, {"layers": ["classifier:input"]}
+    write_run(tmp_path / "a", [record(0, nac_me=0.1, nac=here)])
+    write_run(tmp_path / "b", [record(0, nac_me=0.1, nac=there)])
+    with pytest.warns(NacmeWarning, match=r"different layers.* at classifier:input and at featurizer.bn3"):
+        nacme.load_sweep(tmp_path)
+
+
+def test_controls_are_read_beside_the_records(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [record(0, nac_me=0.1), record(50, nac_me=0.2)])
+    (run / "controls.jsonl").write_text('{"step": 0, "sham_permuted": 0.3}\n{"step": 50, "sham_permuted": null}\n')
+    df = nacme.load_sweep(tmp_path)
+    assert df["sham_permuted"].tolist() == pytest.approx([0.3, math.nan], nan_ok=True)
+    # what a later measurement says of another nac_me gives way
+    (run / "nac.jsonl").write_text('{"step": 0, "sham_permuted": 0.9, "nac_me": 0.8}\n')
+    df = nacme.load_sweep(tmp_path)
+    assert df["sham_permuted"].tolist() == pytest.approx([0.3, math.nan], nan_ok=True)
+
+
 def test_nan_and_infinity_tokens_are_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [record(0, loss=math.nan, val_loss=math.inf)])
     assert "NaN" in (run / "results.jsonl").read_text()
