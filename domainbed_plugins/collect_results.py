@@ -8,12 +8,12 @@ Source: ``domainbed/scripts/collect_results.py``, whose functions make the table
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nacme.errors import SweepError
+from nacme.output import say
 
 LATEX_HEAD = r"""\documentclass{article}
 \usepackage{booktabs}
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         left_out = f"{', '.join(sorted(unknown))}: no data set of DomainBed's"
         if unknown == names:
             raise SweepError(f"{flags.input_dir} has no table in DomainBed: {left_out}; use nacme select")
-        print(f"nacme: {left_out}; left out", file=sys.stderr)
+        say(f"{left_out}; left out")
     records = backends.module("lib.query").Q([r for r in loaded if r["args"]["dataset"] not in unknown])
 
     if flags.auto_lr:
@@ -127,7 +127,7 @@ def load_records(sweep: Path) -> list[dict[str, Any]]:
             continue
         found = read_records(sweep / name)
         for fault in found.faults:
-            print(f"nacme: {fault}", file=sys.stderr)
+            say(f"{fault}")
         records += found.by_step.values()
     if not records:
         raise SweepError(f"{sweep} holds no records; give the directory that holds the runs' directories")

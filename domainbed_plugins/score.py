@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from domainbed_plugins.runs.paths import SCORED_COUNTS
 from domainbed_plugins.runs.records import Ledger
 from domainbed_plugins.runs.saved import Job, find_jobs
 from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
+from nacme.output import say
 from nacme.records.run import RESULTS
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def _report(outcome: Outcome) -> None:
     """Say what became of the checkpoints, on standard error; fail if one could not be measured."""
     import warnings
 
-    print(f"nacme: {outcome.measured} measured, {outcome.skipped} done before", file=sys.stderr)
+    say(f"{outcome.measured} measured, {outcome.skipped} done before")
     if outcome.degenerate:
         warnings.warn(
             f"coverage is degenerate at {outcome.degenerate} of {outcome.measured} checkpoints: NAC-ME says "
@@ -353,7 +353,7 @@ def _report(outcome: Outcome) -> None:
         )
     if outcome.failures:
         for failure in outcome.failures:
-            print(f"nacme: {failure}", file=sys.stderr)
+            say(f"{failure}")
         raise SweepError(
             f"{len(outcome.failures)} of {len(outcome.failures) + outcome.measured + outcome.skipped} checkpoints "
             "could not be measured; the others were"

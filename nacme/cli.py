@@ -195,6 +195,9 @@ CriteriaModules = Annotated[
     typer.Option("--criteria_module", metavar="MODULE", help="A module or .py file that registers criteria."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse a sweep with any record that cannot be read.")
+]
 TargetsOption = Annotated[
     Targets | None,
     typer.Option(
@@ -222,6 +225,7 @@ def select_command(
     form: FormatOption = Format.table,
     targets: TargetsOption = None,
     candidates: CandidatesOption = None,
+    strict: StrictOption = False,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Choose a checkpoint per (dataset, algorithm, test env, trial) and criterion."""
@@ -234,6 +238,7 @@ def select_command(
         form.value,
         targets=targets.value if targets else None,
         candidates=candidates,
+        strict=strict,
         modules=criteria_module,
     )
 
@@ -257,6 +262,7 @@ def correlate_command(
         typer.Option("--authors_way", help="The table of NAC's authors: their rank formula, ours beside it."),
     ] = False,
     candidates: CandidatesOption = None,
+    strict: StrictOption = False,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
@@ -273,6 +279,7 @@ def correlate_command(
         targets=targets.value if targets else None,
         authors_way=authors_way,
         candidates=candidates,
+        strict=strict,
         modules=criteria_module,
     )
 
@@ -280,7 +287,9 @@ def correlate_command(
 @app.command("report")
 def report_command(
     sweep: SweepPath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes; -: to standard output.")] = Path(
+        "report.html"
+    ),
     export: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Also every figure as PNG and PDF, every table as CSV and LaTeX."),
@@ -291,6 +300,7 @@ def report_command(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap over runs.")] = 0,
     targets: TargetsOption = None,
+    strict: StrictOption = False,
     criteria_module: CriteriaModules = None,
 ) -> None:
     """Write a sweep's tables and figures as one self-contained page."""
@@ -304,6 +314,7 @@ def report_command(
         include_step0=include_step0,
         seed=seed,
         targets=targets.value if targets else None,
+        strict=strict,
         modules=criteria_module,
     )
 

@@ -12,7 +12,8 @@ from nacme.candidates import RAW, kinds, of_kinds
 from nacme.criteria.expressions import split
 from nacme.criteria.registry import all_criteria, default_criteria, held_controls, load_criteria_module
 from nacme.errors import ConfigError
-from nacme.output import Format, write_frame
+from nacme.output import Format, say, write_frame
+from nacme.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,13 +30,14 @@ def run_select(
     *,
     targets: Targets | None = None,
     candidates: Sequence[str] | None = None,
+    strict: bool = False,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the chosen checkpoints of a sweep."""
     from nacme.selection import select
     from nacme.targets import observations
 
-    df = _load(sweep, modules)
+    df = _load(sweep, modules, strict)
     names = split_names(criterion) or default_criteria(df, oracle=True)
     wanted = split_names(candidates) or None
     _say_candidates(of_kinds(df, wanted))
@@ -57,6 +59,7 @@ def run_correlate(
     targets: Targets | None = None,
     authors_way: bool = False,
     candidates: Sequence[str] | None = None,
+    strict: bool = False,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
@@ -68,7 +71,7 @@ def run_correlate(
             "--authors_way looks at the mean over targets within each run; leave --targets each, "
             "--population sweep, --pool_algorithms and --candidates out"
         )
-    df = _load(sweep, modules)
+    df = _load(sweep, modules, strict)
     names = split_names(criterion)
     if not names:
         controls = held_controls(df)
@@ -107,12 +110,13 @@ def run_report(
     include_step0: bool,
     seed: int,
     targets: Targets | None = None,
+    strict: bool = False,
     modules: Sequence[str] | None = None,
 ) -> None:
     """Write the report of a sweep and print where it is."""
     from nacme.report.write import write_report
 
-    df = _load(sweep, modules)
+    df = _load(sweep, modules, strict)
     written = write_report(
         df,
         out,
@@ -123,7 +127,8 @@ def run_report(
         seed=seed,
         targets=targets,
     )
-    print(written)
+    if str(written) != "-":
+        print(printable(written))
 
 
 def run_criteria(form: Format, *, modules: Sequence[str] | None = None) -> None:
@@ -162,13 +167,13 @@ def split_names(given: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _load(sweep: Path, modules: Sequence[str] | None) -> pd.DataFrame:
+def _load(sweep: Path, modules: Sequence[str] | None, strict: bool = False) -> pd.DataFrame:
     """Read a sweep and say on standard error what a reader of its numbers has to know."""
     from nacme.records.load import degenerate_shares, load_sweep
 
     for module in modules or ():  # before reading: a new criterion may have a column in the records
         load_criteria_module(module)
-    df = load_sweep(sweep)
+    df = load_sweep(sweep, strict=strict)
     for exclusion in df.attrs["exclusions"]:
         _say(f"left out: {exclusion}")
     runs = df.drop_duplicates("run")
@@ -191,4 +196,4 @@ def _say_candidates(df: pd.DataFrame) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"nacme: note: {text}", file=sys.stderr)
+    say(f"note: {text}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from nacme.children import leave_working_directory
 from nacme.errors import NacmeError
+from nacme.text import printable, spreadsheet_safe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,12 +34,14 @@ def write_frame(df: pd.DataFrame, form: Format, stream: TextIO | None = None) ->
         Standard output by default.
     """
     out = stream or sys.stdout
+    if getattr(out, "name", None) == os.devnull and out is not sys.__stdout__ and sys.__stdout__ is None:
+        raise NacmeError("standard output is closed, so that the result has nowhere to go")
     rows = [[_plain(value) for value in row] for row in df.itertuples(index=False, name=None)]
     if form == "json":
         json.dump([dict(zip(df.columns, row)) for row in rows], out, indent=2, allow_nan=False)
         out.write("\n")
     elif form == "csv":
-        df.to_csv(out, index=False)
+        spreadsheet_safe(df).to_csv(out, index=False)
     else:
         _write_table(list(df.columns), rows, out)
 
@@ -62,7 +67,7 @@ def _write_table(columns: list[str], rows: list[list[Any]], out: TextIO) -> None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         numeric = any(isinstance(row[i], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(printable(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_shown, row))
     if out.isatty():
@@ -71,8 +76,18 @@ def _write_table(columns: list[str], rows: list[list[Any]], out: TextIO) -> None
     # A pipe has no width: nothing may be folded there, so that its lines can be searched.
     page = io.StringIO()
     Console(file=page, width=100_000, highlight=False, markup=False).print(table)
-    lines = [line.rstrip() for line in page.getvalue().splitlines()]
-    out.write("\n".join(line for line in lines if line) + "\n")
+    lines = [line.rstrip() for line in page.getvalue().split("\n")]
+    text = "\n".join(line for line in lines if line) + "\n"
+    out.write(text if _takes(out, "─") else text.replace("─", "-"))
+
+
+def _takes(stream: TextIO, character: str) -> bool:
+    """Whether a stream's encoding has a character."""
+    try:
+        character.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeError, LookupError):
+        return False
+    return True
 
 
 def _shown(value: Any) -> str:
@@ -82,7 +97,12 @@ def _shown(value: Any) -> str:
         return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
-    return str(value)
+    return printable(value)
+
+
+def say(text: object) -> None:
+    """Write one line to standard error, whatever its text holds."""
+    print(f"nacme: {printable(text)}", file=sys.stderr)
 
 
 def report_errors(run: object) -> None:
@@ -96,11 +116,49 @@ def report_errors(run: object) -> None:
     assert callable(run)
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"nacme: warning: {message}", file=sys.stderr)
+        say(f"warning: {message}")
 
+    leave_working_directory()
     warnings.showwarning = show
+    _open_streams()
+    code: int | str | None = 0
     try:
-        run()
+        try:
+            run()
+        except SystemExit as stop:  # as typer ends
+            code = stop.code
+        sys.stdout.flush()
     except NacmeError as error:
-        print(f"nacme: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        say(error)
+        code = error.exit_code
+    except BrokenPipeError:  # whoever read has enough
+        code = 1
+    except OSError as error:
+        say(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        code = 1
+    except (MemoryError, RecursionError) as error:
+        say(f"what was read is too large or nested too deeply to work with: {error or type(error).__name__}")
+        code = 1
+    if code:
+        _end_output()
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Let every name be written, in any encoding; a closed stream takes what is written and keeps none of it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the process's life
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end_output() -> None:
+    """Let Python's last flush of standard output succeed where what is left cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 from domainbed_plugins.recording.options import RecordOptions, read_layers
 from nacme.errors import ConfigError, nearest
 from nacme.settings import SPLITS, CoverageSettings
+
+#: Each costs a pass over the states.
+MOST_SETTINGS = 10_000
 
 
 def add_coverage_flags(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +160,8 @@ def make_grid(
         return ()
     axes = {**axes, "layer": [None, *axes.get("layer", ())]}
     axes["split"] = [None if value == split else value for value in axes.get("split", (split,))]
+    if (count := math.prod(map(len, axes.values()))) > MOST_SETTINGS:
+        raise ConfigError(f"the grid has {count:,} settings; at most {MOST_SETTINGS:,} can be recorded at once")
     return tuple(replace(settings, **dict(zip(axes, point))) for point in itertools.product(*axes.values()))
 
 

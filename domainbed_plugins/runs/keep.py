@@ -21,8 +21,10 @@ from domainbed_plugins.runs.records import find_runs, read_records
 from domainbed_plugins.runs.saved import check_step, saved_models
 from nacme.criteria.registry import get_criterion
 from nacme.errors import ConfigError, NacmeError, SweepError
+from nacme.output import say
 from nacme.records.lines import Faults, read_lines
 from nacme.records.run import final_step
+from nacme.text import printable
 
 _BEST = "best:"
 
@@ -255,11 +257,11 @@ def prune(sweep: Path, keep: Sequence[str], *, yes: bool = False) -> list[Leftov
         except SweepError as error:
             skipped.append(str(error))
     for leftover in found:
-        print(leftover.path)
+        print(printable(leftover.path))
         if yes:
             leftover.path.unlink(missing_ok=True)
     for line in skipped:
-        print(f"nacme: {line}", file=sys.stderr)
+        say(f"{line}")
     size = sum(leftover.size for leftover in found) / 1e6
     said = "deleted" if yes else "would be deleted; add --yes to delete them"
     print(f"{len(found)} checkpoints, {size:.1f} MB, {said}", file=sys.stderr)

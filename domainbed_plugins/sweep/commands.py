@@ -24,7 +24,9 @@ from domainbed_plugins.sweep.spec_file import load_spec
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
 from nacme import files
 from nacme.errors import ConfigError, NacmeError
+from nacme.output import say
 from nacme.settings import CoverageSettings
+from nacme.text import printable
 
 if TYPE_CHECKING:
     from nacme.output import Format
@@ -174,9 +176,9 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
 def _report(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
     bad = [outcome for outcome in outcomes if outcome.state != "done"]
     for outcome in bad:
-        print(f"\n{outcome.state}: {outcome.job} ({outcome.job.output_dir}): {outcome.reason}", file=sys.stderr)
+        say(f"{outcome.state}: {outcome.job} ({outcome.job.output_dir}): {outcome.reason}")
         for line in run_files.last_lines(outcome.job.output_dir / paths.ERR):
-            print(f"    {line}", file=sys.stderr)
+            print(f"    {printable(line)}", file=sys.stderr)
     if bad:
         job = bad[0].job
         raise NacmeError(
@@ -267,16 +269,16 @@ def delete_command(spec: str, output_dir: Path, data_dir: str | None, domainbed:
 def _delete(sweep: Path, run: Path) -> bool:
     """Delete a run's directory; say why where it is left alone."""
     if run.is_symlink() or not files.inside(sweep, run):
-        print(f"nacme: {run} is a link; left alone", file=sys.stderr)
+        say(f"{run} is a link; left alone")
         return False
     try:
         with locked(run):
             shutil.rmtree(run)
     except NacmeError as error:  # whoever started it in the meantime keeps it
-        print(f"nacme: {error}; left alone", file=sys.stderr)
+        say(f"{error}; left alone")
         return False
     except OSError as error:
-        print(f"nacme: {error.filename or run} cannot be deleted: {error.strerror}", file=sys.stderr)
+        say(f"{error.filename or run} cannot be deleted: {error.strerror}")
         return False
     return True
 

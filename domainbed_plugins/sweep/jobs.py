@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,9 @@ from nacme.settings import CoverageSettings
 
 #: Words for the test environments of a sweep's runs.
 COMBINATIONS = ("single", "pairs", "pairs_only", "single_source")
+
+#: A sweep of more is a mistake in its specification.
+MOST_RUNS = 200_000
 
 State = Literal["not launched", "incomplete", "done"]
 
@@ -164,11 +168,14 @@ def make_jobs(spec: SweepSpec, output_dir: Path, data_dir: str | None, domainbed
     """
     from domainbed_plugins.backends.arguments import check_names
 
-    jobs = []
+    jobs: list[Job] = []
     for trial_seed, dataset, algorithm in itertools.product(spec.trial_seeds, spec.datasets, spec.algorithms):
         testbed = backends.find(dataset, domainbed)
         check_names(testbed, {"dataset": dataset, "algorithm": algorithm, "test_envs": []})
         combinations = _test_envs(spec.test_envs, testbed.datasets.num_environments(dataset))
+        axes = (spec.trial_seeds, spec.datasets, spec.algorithms, combinations, spec.hparams_seeds)
+        if (count := math.prod(map(len, axes))) > MOST_RUNS:
+            raise ConfigError(f"the specification asks for {count:,} runs; at most {MOST_RUNS:,} make a sweep")
         for test_envs, hparams_seed in itertools.product(combinations, spec.hparams_seeds):
             varied: dict[str, Any] = {
                 "dataset": dataset,

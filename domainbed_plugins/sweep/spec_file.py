@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -16,12 +17,16 @@ from domainbed_plugins.recording.flags import alpha_value, fill_value, make_grid
 from domainbed_plugins.recording.options import read_layers
 from domainbed_plugins.sweep.jobs import COMBINATIONS, Resources, SweepSpec
 from domainbed_plugins.train import average_from
+from nacme import files
 from nacme.errors import ConfigError, nearest
 from nacme.settings import SPLITS, CoverageSettings
+from nacme.text import short
 
 Reader = Callable[[Any], Any]
 #: Where the shipped specifications are: beside the packages in a checkout, inside one when installed.
 _PACKAGE = Path(__file__).parents[1]
+#: Bounds of a specification's size, far beyond any that is meant.
+MOST_VALUES, MOST_NESTED, MOST_SEEDS, LARGEST = 100_000, 50, 100_000, 2.0**63
 SHIPPED = (_PACKAGE / "sweeps", _PACKAGE.parent / "sweeps")
 
 
@@ -44,10 +49,12 @@ def load_spec(path: str | Path) -> SweepSpec:
     """
     found = find_spec(path)
     try:
-        content = yaml.safe_load(found.read_text())
+        content = yaml.safe_load(files.read_bytes(found).decode())
+    except RecursionError:
+        raise ConfigError(f"{found}: not a specification: it is nested too deeply") from None
     except OSError as error:
         raise ConfigError(f"{found} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a number of 5,000 digits
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{found}{place}: not YAML ({getattr(error, 'problem', error)})") from error
@@ -64,7 +71,7 @@ def find_spec(path: str | Path) -> Path:
     ConfigError
         If it is neither.
     """
-    if Path(path).is_file():
+    if os.path.isfile(path):
         return Path(path)
     names = {file.stem: file for folder in SHIPPED for file in sorted(folder.glob("*.yaml"))}
     if str(path) in names:
@@ -91,6 +98,7 @@ def parse_spec(content: Any, name: str = "the specification") -> SweepSpec:
     ConfigError
         Naming the file, the key, what it should be and what it is.
     """
+    check_plain(content, name)
     values = _read(content, _TOP, name, "")
     for key in ("datasets", "algorithms"):
         if not values.get(key):
@@ -118,7 +126,9 @@ def _settings(nac: Mapping[str, Any]) -> CoverageSettings:
 
 def _read(content: Any, readers: Mapping[str, Reader], name: str, prefix: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise ConfigError(f"{name}: {prefix.rstrip('.') or 'the file'} must be keys and values, not {content!r}")
+        raise ConfigError(
+            f"{name}: {prefix.rstrip('.') or 'the file'} must be keys and values, not {short(content)}"
+        )
     values = {}
     for key, value in content.items():
         if key not in readers:
@@ -130,8 +140,39 @@ def _read(content: Any, readers: Mapping[str, Reader], name: str, prefix: str) -
         try:
             values[key] = readers[key](value)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{name}: {prefix}{key} must be {error}, not {value!r}") from None
+            raise ConfigError(f"{name}: {prefix}{key} must be {error}, not {short(value)}") from None
     return values
+
+
+def check_plain(content: Any, name: str) -> None:
+    """Refuse what no specification needs: circles, millions of values, dates, bytes, numbers without bounds.
+
+    Raises
+    ------
+    ConfigError
+    """
+    sizes: dict[int, int] = {}
+
+    def size(value: Any, place: str, above: tuple[int, ...]) -> int:
+        if isinstance(value, (dict, list)):
+            if id(value) in above or len(above) > MOST_NESTED:
+                raise ConfigError(f"{name}: {place or 'the file'} is nested too deeply, or within itself")
+            if id(value) not in sizes:
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                inside = (*above, id(value))
+                sizes[id(value)] = 1 + sum(
+                    size(item, f"{place}.{short(key)}".lstrip("."), inside) for key, item in items
+                )
+            if sizes[id(value)] > MOST_VALUES:
+                raise ConfigError(f"{name}: {place or 'the file'} holds more than {MOST_VALUES:,} values")
+            return sizes[id(value)]
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise ConfigError(f"{name}: {place} is a {type(value).__name__}; put it in quotes, or write a number")
+        if isinstance(value, (int, float)) and not -LARGEST < value < LARGEST:
+            raise ConfigError(f"{name}: {place} must be a number within 64 bits, not {short(value)}")
+        return 1
+
+    size(content, "", ())
 
 
 def _whole(low: int) -> Reader:
@@ -168,6 +209,8 @@ def _layers(value: Any) -> list[str]:
 
 def _seeds(value: Any) -> list[int]:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if value > MOST_SEEDS:
+            raise ValueError(f"at most {MOST_SEEDS:,} seeds")
         return list(range(value))
     whole = isinstance(value, list) and value and all(type(item) is int and item >= 0 for item in value)
     if not whole or len(set(value)) < len(value):

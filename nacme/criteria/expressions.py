@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from nacme.errors import CriterionError
 
 _FUNCTION = "rank_mean"
+#: Python's own parser fails on what is nested much deeper.
+MOST_NESTED, LONGEST = 20, 10_000
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,14 @@ def parse(text: str) -> RankMean | None:
     """
     if "(" not in text and ")" not in text:
         return None
+    depth = 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth > MOST_NESTED or len(text) > LONGEST:
+            raise CriterionError(_wrong(f"{text[:60]}..."))
     try:
         call = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):  # ValueError: a null byte
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: a null byte
         raise CriterionError(_wrong(text)) from None
     if not (
         isinstance(call, ast.Call)

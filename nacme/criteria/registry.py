@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from nacme.criteria import expressions
-from nacme.errors import CriterionError, nearest
+from nacme.errors import CriterionError, NacmeError, nearest
 from nacme.plugins import import_module, load_entry_points
+from nacme.text import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -276,7 +277,7 @@ def criterion_values(df: pd.DataFrame, name: str, populations: pd.Series[float] 
         ranks = parts[parts.notna().all(axis=1)].groupby(whole).rank(pct=True)
         values = ranks.mean(axis=1).reindex(df.index)
     elif chosen.needs == ("records",) and chosen.compute is not None:
-        values = chosen.compute(df)
+        values = _computed(chosen, df)
     elif name in df.columns:
         values = df[name]
     else:
@@ -284,6 +285,34 @@ def criterion_values(df: pd.DataFrame, name: str, populations: pd.Series[float] 
     values = values.astype(float)
     finite: pd.Series[float] = values.where(np.isfinite(values))
     return finite
+
+
+def _computed(chosen: Criterion, df: pd.DataFrame) -> pd.Series[float]:
+    """Compute a criterion of the records by its function, which may be anybody's."""
+    import numpy as np
+    import pandas as pd
+
+    assert chosen.compute is not None
+    code = getattr(chosen.compute, "__code__", None)
+    name = f"criterion {chosen.name!r}" + (f" ({code.co_filename})" if code else "")
+    try:
+        values = chosen.compute(df)
+    except NacmeError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        raise CriterionError(
+            f"{name} raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if isinstance(values, pd.Series) and len(values) == len(df) and not values.index.equals(df.index):
+        values = values.reindex(df.index)
+    try:
+        numbers = np.asarray(values, float)
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None or numbers.shape != (len(df),):
+        raise CriterionError(f"{name} must give one number for each of the {len(df)} rows, not {short(values)}")
+    series: pd.Series[float] = pd.Series(numbers, df.index)
+    return series
 
 
 def oriented_values(df: pd.DataFrame, name: str, populations: pd.Series[float] | None = None) -> pd.Series[float]:

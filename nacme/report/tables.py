@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from nacme.text import spreadsheet_safe
+
 UNDEFINED = "undefined"
 Row = Mapping[Hashable, Any]
 
@@ -80,7 +82,7 @@ class Table:
 
     def to_csv(self) -> bytes:
         """Return the frame with full precision; what is undefined is empty."""
-        return str(self.frame.to_csv(index=False)).encode()
+        return str(spreadsheet_safe(self.frame).to_csv(index=False)).encode(errors="backslashreplace")
 
     def to_latex(self) -> bytes:
         """Return the formatted table as a LaTeX table (package booktabs)."""
@@ -93,7 +95,13 @@ class Table:
             label=f"tab:{self.name}",
             column_format="".join("r" if c.number else "l" for c in self.columns),
         )
-        return str(latex).replace("–", "--").replace("−", "$-$").replace("±", r"$\pm$").encode()
+        return (
+            str(latex)
+            .replace("–", "--")
+            .replace("−", "$-$")
+            .replace("±", r"$\pm$")
+            .encode(errors="backslashreplace")
+        )
 
 
 def text(title: str, key: str) -> Column:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -57,7 +58,7 @@ def write_report(
     df : DataFrame
         As `nacme.load_sweep` returns it.
     path : path-like
-        Where the page goes; its directory is made if need be.
+        Where the page goes; its directory is made if need be. ``"-"``: standard output.
     criteria : sequence of str, optional
         Criteria to report; without it those of `nacme.criteria.default_criteria`. The first is the one that is
         judged, against ``val_acc`` (against the second where ``val_acc`` is the first or absent).
@@ -128,7 +129,11 @@ def write_report(
     if export is not None:
         for section in sections:
             export_section(section, Path(export))
-    return write_file(Path(path), page.encode())
+    content = page.encode(errors="backslashreplace")
+    if str(path) == "-":
+        sys.stdout.buffer.write(content)
+        return Path("-")
+    return write_file(Path(path), content)
 
 
 def _template() -> jinja2.Template:
