@@ -209,7 +209,7 @@ def get_criterion(name: str) -> Criterion:
     ----------
     name : str
         A registered name, ``nac_me_*`` for NAC-ME measured with other settings, or a combination like
-        ``rank_mean(nac_me, val_acc)``.
+        ``rank_mean(nac_me, val_acc)`` or ``running_mean(val_acc, 3)``.
 
     Returns
     -------
@@ -225,6 +225,11 @@ def get_criterion(name: str) -> Criterion:
         return known[name]
     if combination := expressions.parse(name):
         parts = [get_criterion(part) for part in combination.parts]
+        if isinstance(combination, expressions.RunningMean):
+            about = f"Mean of {combination.part} over {combination.window} neighbouring checkpoints of the run."
+            return replace(
+                parts[0], name=str(combination), needs=("records",), compute=None, counter=None, description=about
+            )
         return Criterion(
             name=str(combination),
             higher_is_better=True,
@@ -259,7 +264,9 @@ def criterion_values(df: pd.DataFrame, name: str, populations: pd.Series[float] 
         Its value per row in the criterion's own direction; NaN where it is undefined or not finite. The
         value of ``rank_mean(a, b)`` is the mean of the ranks of ``a`` and ``b``, each turned so that higher
         is better, ties averaged and divided by the population's size (so the best has 1), among the rows
-        where all are defined.
+        where all are defined. The value of ``running_mean(a, n)`` is the mean of ``a`` over the checkpoint
+        itself and the ``(n - 1) / 2`` before and behind it in the same run (and of the same candidate), of those
+        that there are and where ``a`` is defined; undefined where ``a`` itself is.
 
     Raises
     ------
@@ -271,7 +278,10 @@ def criterion_values(df: pd.DataFrame, name: str, populations: pd.Series[float] 
 
     chosen = get_criterion(name)
     values: pd.Series[float]
-    if name not in all_criteria() and (combination := expressions.parse(name)):
+    combination = None if name in all_criteria() else expressions.parse(name)
+    if isinstance(combination, expressions.RunningMean):
+        values = _running_mean(df, criterion_values(df, combination.part, populations), combination.window)
+    elif combination:
         parts = pd.concat([oriented_values(df, part, populations) for part in combination.parts], axis=1)
         whole = pd.Series(0.0, index=df.index) if populations is None else populations
         ranks = parts[parts.notna().all(axis=1)].groupby(whole).rank(pct=True)
@@ -313,6 +323,22 @@ def _computed(chosen: Criterion, df: pd.DataFrame) -> pd.Series[float]:
         raise CriterionError(f"{name} must give one number for each of the {len(df)} rows, not {short(values)}")
     series: pd.Series[float] = pd.Series(numbers, df.index)
     return series
+
+
+def _running_mean(df: pd.DataFrame, values: pd.Series[float], window: int) -> pd.Series[float]:
+    """Average over neighbouring checkpoints within each run, whatever the order of the rows."""
+    run = [c for c in ("sweep", "run", "candidate", "test_env", "target") if c in df.columns]
+    # by position: rows of several sweeps may share labels
+    rows = df[[*run, "step"]].assign(value=values).reset_index(drop=True)
+    ordered = rows.sort_values("step", kind="stable")
+    means = (
+        ordered.groupby(run, sort=False, dropna=False)["value"]
+        .rolling(window, center=True, min_periods=1)
+        .mean()
+        .droplevel(list(range(len(run))))
+    )
+    smooth: pd.Series[float] = means.sort_index().set_axis(df.index).where(values.notna())
+    return smooth
 
 
 def oriented_values(df: pd.DataFrame, name: str, populations: pd.Series[float] | None = None) -> pd.Series[float]:

@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import nacme
 from nacme.criteria.registry import (
@@ -54,6 +57,62 @@ def test_rank_mean_within_populations_by_hand() -> None:
     runs = pd.Series([0.0, 0.0, 1.0, 1.0])
     # Run b: nac_me ranks 1 2, val_acc ranks 2 1.
     assert criterion_values(FOUR, "rank_mean(nac_me, val_acc)", runs).tolist() == [0.5, 1.0, 0.75, 0.75]
+
+
+def a_sweep(seed: int) -> pd.DataFrame:
+    """Checkpoints of several runs, candidates and test envs in any order, some values undefined."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"run": run, "candidate": kind, "test_env": env, "step": 10 * step}
+        for run in "abc"
+        for kind in ("raw", "sma")
+        for env in (0, 1)
+        for step in range(rng.integers(1, 7))
+    ]
+    df = pd.DataFrame(rows).sample(frac=1, random_state=seed)
+    values = rng.normal(size=len(df))
+    return df.assign(val_loss=np.where(rng.random(len(df)) < 0.2, np.nan, values))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([3, 5]))
+def test_running_mean_is_the_mean_over_neighbours_in_the_same_run_alone(seed: int, window: int) -> None:
+    df = a_sweep(seed)
+    found = criterion_values(df, f"running_mean(val_loss, {window})")
+    for _, run in df.groupby(["run", "candidate", "test_env"]):
+        ordered = run.sort_values("step")["val_loss"]
+        for place, (label, value) in enumerate(ordered.items()):
+            near = ordered.iloc[max(0, place - window // 2) : place + window // 2 + 1]
+            expected = np.nan if np.isnan(value) else near.mean()
+            assert found[label] == pytest.approx(expected, nan_ok=True)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_running_mean_does_not_depend_on_the_order_or_the_labels_of_rows(seed: int) -> None:
+    df = a_sweep(seed)
+    found = criterion_values(df, "running_mean(val_loss, 3)")
+    again = criterion_values(df.sort_index(), "running_mean(val_loss, 3)")
+    pd.testing.assert_series_equal(again, found.sort_index(), check_names=False, rtol=1e-12)
+    same = criterion_values(df.set_axis([0] * len(df)), "running_mean(val_loss, 3)")
+    assert np.allclose(same, found, equal_nan=True)
+
+
+def test_running_mean_keeps_the_direction_and_combines_further() -> None:
+    smooth = get_criterion("running_mean(val_loss, 3)")
+    assert not smooth.higher_is_better
+    assert smooth.sees == "ind"
+    assert get_criterion("running_mean(oracle, 3)").sees == "oracle"
+    assert oriented_values(FOUR, "running_mean(val_loss, 3)").tolist() == pytest.approx([-0.6, -0.6, -0.6, -0.6])
+    assert criterion_values(FOUR, "running_mean(rank_mean(nac_me, val_acc), 3)").tolist() == [0.5, 0.5, 0.75, 0.75]
+    assert criterion_values(FOUR, "rank_mean(running_mean(nac_me, 3), last)").notna().all()
+
+
+def test_select_correlate_and_report_take_a_running_mean(write_sweep: Any, tmp_path: Path) -> None:
+    df = nacme.load_sweep(write_sweep(tmp_path / "sweep"))
+    name = "running_mean(val_acc, 3)"
+    picks = nacme.select(df, ["val_acc", name])
+    assert set(picks["criterion"]) == {"val_acc", name}
+    assert picks[picks["criterion"] == name]["value"].notna().all()
+    assert nacme.rank_correlation(df, ["val_acc", name], n_boot=10)["kendall_tau"].notna().all()
 
 
 def test_rank_mean_ranks_only_where_every_part_is_defined_and_the_row_has_a_population() -> None:
