@@ -95,6 +95,18 @@ def score_command(context: typer.Context) -> None:
 
 
 @app.command(
+    "average",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def average_command(context: typer.Context) -> None:
+    """Make candidates from saved checkpoints: ensembles, soups, averages along runs (nacme average --help)."""
+    from domainbed_plugins import average
+
+    average.main(context.args)
+
+
+@app.command(
     "detect",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},

@@ -66,9 +66,20 @@ class ValidationData:
         How much decoded data to keep.
     n_workers : int
         Processes that decode images; data sets that lie in memory need none.
+    augmented : bool
+        Whether to read images as training read them instead. What is kept of them is one draw.
     """
 
-    def __init__(self, testbed: Testbed, data_dir: str | None, cache_bytes: int, n_workers: int) -> None:
+    def __init__(
+        self,
+        testbed: Testbed,
+        data_dir: str | None,
+        cache_bytes: int,
+        n_workers: int,
+        *,
+        augmented: bool = False,
+    ) -> None:
+        self._read_as = {} if augmented else {"data_augmentation": False}
         self._testbed = testbed
         self._data_dir = data_dir
         self._cache_bytes = cache_bytes
@@ -101,7 +112,7 @@ class ValidationData:
             self._forget()
             # let go of the old one first: both may not fit into memory
             self._dataset = None
-            self._dataset, self._seen = self._build(args, {**hparams, "data_augmentation": False})
+            self._dataset, self._seen = self._build(args, {**hparams, **self._read_as})
         if _splits(args) != self._splits:
             self._forget()
             self._splits = _splits(args)
@@ -154,7 +165,7 @@ class ValidationData:
         asked = {
             **{key: args[key] for key in ("dataset", "test_envs", "seed")},
             **hparams,
-            "data_augmentation": False,
+            **self._read_as,
         }
         return self._dataset is not None and all(asked.get(key) == value for key, value in self._seen.items())
 

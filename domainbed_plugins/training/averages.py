@@ -124,12 +124,12 @@ class Averages:
             are any to take.
         """
         algorithm = self._algorithm
-        norms = [m for m in algorithm.modules() if _is_moving(m)]
+        norms = moving_norms(algorithm)
         before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
         self._exchange(kind)
         try:
             if norms:
-                _refresh(algorithm, norms, batches())
+                refresh(algorithm, norms, batches())
             yield
         finally:
             self._exchange(kind)
@@ -205,15 +205,33 @@ def sample(splits: Sequence[Any], batch_size: int, seed: int) -> Iterator[Tensor
         yield torch.cat([collate(split, order[chosen])[0] for split, order in zip(splits, orders)])
 
 
-def _is_moving(module: nn.Module) -> bool:
-    """Whether a module has batch-norm statistics that training moves; DomainBed freezes those of its ResNets."""
-    return (
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.running_mean is not None
-    )
+def moving_norms(algorithm: nn.Module) -> list[nn.Module]:
+    """List the modules whose batch-norm statistics training moves; DomainBed freezes those of its ResNets.
+
+    Parameters
+    ----------
+    algorithm : nn.Module
+        In training mode.
+    """
+    return [
+        module
+        for module in algorithm.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.training
+        and module.running_mean is not None
+    ]
 
 
-def _refresh(algorithm: nn.Module, norms: Sequence[nn.Module], batches: Iterable[Tensor]) -> None:
-    """Take batch-norm statistics anew, as ``torch.optim.swa_utils.update_bn``; all else is as it predicts."""
+def refresh(algorithm: nn.Module, norms: Sequence[nn.Module], batches: Iterable[Tensor]) -> None:
+    """Take batch-norm statistics anew, as ``torch.optim.swa_utils.update_bn``; all else is as it predicts.
+
+    Parameters
+    ----------
+    algorithm : nn.Module
+    norms : sequence of nn.Module
+        See `moving_norms`.
+    batches : iterable of Tensor, shape [B, ...]
+    """
     momenta = [norm.momentum for norm in norms]
     kept = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
     with untouched(algorithm), torch.no_grad():

@@ -1,0 +1,1 @@
+"""Candidates from the saved checkpoints of a sweep: their members, their weights, and measuring them."""
