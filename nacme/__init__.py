@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nacme.errors import NacmeError, NacmeWarning
     from nacme.measurement import Measurement, measure
     from nacme.quality import selection_quality
+    from nacme.recommend import recommend
     from nacme.recorder import Recorder
     from nacme.records.load import load_sweep
     from nacme.selection import select
@@ -33,6 +34,7 @@ _HOMES = {
     "Recorder": "nacme.recorder",
     "load_sweep": "nacme.records",
     "select": "nacme.selection",
+    "recommend": "nacme.recommend",
     "rank_correlation": "nacme.correlation",
     "compare_criteria": "nacme.comparison",
     "selection_quality": "nacme.quality",
@@ -54,6 +56,7 @@ __all__ = [
     "neuron_states",
     "ood",
     "rank_correlation",
+    "recommend",
     "select",
     "selection_quality",
 ]

@@ -331,6 +331,21 @@ def report_command(
     )
 
 
+@app.command("recommend")
+def recommend_command(
+    sweep: SweepPath,
+    form: FormatOption = Format.table,
+    one_network: Annotated[
+        bool, typer.Option("--one_network/--any", help="Leave ensembles out, or let them in.")
+    ] = True,
+    targets: TargetsOption = None,
+) -> None:
+    """Say which candidate to ship per (data set, test env), why, and how sure that is."""
+    from nacme import commands as study
+
+    study.run_recommend(sweep, form.value, one_network=one_network, targets=targets.value if targets else None)
+
+
 @app.command("criteria")
 def criteria_command(form: FormatOption = Format.table, criteria_module: CriteriaModules = None) -> None:
     """List every criterion: direction, data it sees, cost, source."""

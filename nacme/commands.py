@@ -131,6 +131,18 @@ def run_report(
         print(printable(written))
 
 
+def run_recommend(sweep: Path, form: Format, *, one_network: bool, targets: Targets | None = None) -> None:
+    """Print the candidate to ship for each data set and test env."""
+    from nacme.recommend import recommend
+
+    df = _load(sweep, None)
+    if (found := kinds(df)) == [RAW]:
+        _say("there are raw checkpoints only; 'nacme average' makes further candidates from saved ones")
+    else:
+        _say(f"candidates: {', '.join(found)}")
+    write_frame(recommend(df, one_network=one_network, targets=targets), form)
+
+
 def run_criteria(form: Format, *, modules: Sequence[str] | None = None) -> None:
     """Print the registry."""
     import pandas as pd

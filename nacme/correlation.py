@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nacme import bootstrap, statistics
-from nacme.candidates import RAW
 from nacme.criteria.registry import oriented_values
 from nacme.errors import ConfigError
 from nacme.selection import single_env_rows
@@ -61,7 +60,7 @@ def rank_correlation(
     confidence: float = 0.95,
     pool_algorithms: bool = False,
     targets: Targets | None = None,
-    candidate: str = RAW,
+    candidate: str = "raw",
 ) -> pd.DataFrame:
     """Correlate criteria with test accuracy in each (dataset, algorithm, test env).
 
@@ -87,7 +86,7 @@ def rank_correlation(
     pool_algorithms : bool
         Whether a cell holds all algorithms; its ``algorithm`` is then ``"all"``.
     candidate : str
-        The kind of candidate whose checkpoints are ranked: ``"raw"``, ``"sma"`` and so on. Kinds are never mixed.
+        The kind whose checkpoints are ranked: ``"raw"``, ``"sma"`` and so on.
     targets : {"each", "mean"}, optional
         As for `nacme.select`: what is correlated with where runs have several test envs.
 
@@ -120,8 +119,6 @@ def rank_correlation(
     check_arguments(population, n_boot, confidence)
     names = [criteria] if isinstance(criteria, str) else list(criteria)
     df, targets_note = observations(df, targets, (candidate,))
-    if candidate != RAW:
-        df = df.drop(columns="candidate")  # the one kind there is
     step0_note, cells = split_cells(df, names, population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
     where: dict[str, list[str]] = {}

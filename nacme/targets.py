@@ -59,6 +59,8 @@ def observations(
     if df.empty:
         raise SweepError(f"{df.attrs.get('path', 'the sweep')} holds no checkpoints")
     df = of_kinds(df, candidates)
+    if candidates is not None and RAW not in candidates and len(candidates) == 1:
+        df = df.drop(columns="candidate")  # the one kind there is, for all that follows
     several = df["n_test_envs"] > 1
     if not several.any():
         return df, None

@@ -6,7 +6,7 @@ Source: ``torch.optim.swa_utils.AveragedModel``. ``sma`` is the uniform mean of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from domainbed_plugins.data.splits import EVAL_BATCH_SIZE, Splits
 from domainbed_plugins.data.streams import collate, in_memory
 from nacme.errors import ConfigError
 from nacme.taps import untouched
@@ -180,6 +181,29 @@ class InOrder:
             return
         for start in range(0, len(self._split), self._batch_size):
             yield collate(self._split, range(start, min(start + self._batch_size, len(self._split))))
+
+
+def held_out(splits: Splits, further: Collection[str], num_workers: int, seed: int) -> dict[str, InOrder]:
+    """Give what says how good a candidate is: the ``out`` splits, and those named besides.
+
+    Parameters
+    ----------
+    splits : Splits
+    further : collection of str
+        Such as the test environments' ``in`` splits.
+    num_workers, seed
+        See `InOrder`.
+
+    Returns
+    -------
+    dict of str to InOrder
+        In the order of evaluation.
+    """
+    return {
+        name: InOrder(split, EVAL_BATCH_SIZE, num_workers, seed)
+        for name, split in splits.by_name.items()
+        if name.endswith("_out") or name in further
+    }
 
 
 def sample(splits: Sequence[Any], batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -33,7 +33,7 @@ from domainbed_plugins.runs.keep import tidy
 from domainbed_plugins.runs.lock import Lock
 from domainbed_plugins.runs.records import read_records
 from domainbed_plugins.training import head
-from domainbed_plugins.training.averages import Averages, InOrder, first_step, sample
+from domainbed_plugins.training.averages import Averages, first_step, held_out, sample
 from domainbed_plugins.training.options import TrainOptions, comparable
 from nacme import files
 from nacme.errors import NacmeError
@@ -109,14 +109,8 @@ class Training:
             start = first_step(options.average_from, self.n_steps)
             self.averages = Averages(self.algorithm, options.average, start, options.average_decay)
             self.average_seed = testbed.misc.seed_hash("averages", args["seed"])
-            # what says how good a candidate is: splits held out, of test environments, and for coverage
-            names = {name for name in splits.by_name if name.endswith("_out")}
-            names |= {*self._measured(), *(f"env{index}_in" for index in args["test_envs"])}
-            self.average_loaders = {
-                name: InOrder(split, EVAL_BATCH_SIZE, self.workers, self.average_seed)
-                for name, split in splits.by_name.items()
-                if name in names
-            }
+            further = {*self._measured(), *(f"env{index}_in" for index in args["test_envs"])}
+            self.average_loaders = held_out(splits, further, self.workers, self.average_seed)
             self.average_recorder = self._make_recorder(self.average_loaders)
             self.average_recorder.warned = True  # said of the run itself
         self.counts = CountStore(directory / paths.COUNTS, options.settings.as_json())
@@ -355,11 +349,9 @@ class Training:
             "peak_gb": self.peak_gb,
             "streams": {name: stream.position() for name, stream in streams.items()},
             "generators": generator_states(),
-            **({"averages": self._averages_state(self.averages)} if self.averages else {}),
+            "averages": self.averages
+            and {"models": self.averages.state(), "records": self.average_records, "lines": self.average_lines},
         }
-
-    def _averages_state(self, averages: Averages) -> dict[str, Any]:
-        return {"models": averages.state(), "records": self.average_records, "lines": self.average_lines}
 
     def _restore(self, state: dict[str, Any]) -> None:
         missing = snapshot.restore(self.algorithm, state["algorithm"], self.device)
