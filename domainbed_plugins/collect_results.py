@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed_plugins.backends.arguments import FlagParser
 from nacme.errors import SweepError
 from nacme.output import say
 
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     -------
     argparse.ArgumentParser
     """
-    result = argparse.ArgumentParser(
+    result = FlagParser(
         prog="python -m domainbed_plugins.collect_results",
         description="Print DomainBed's tables of results, and one set for each recorded criterion",
     )

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from domainbed_plugins.backends.arguments import FlagParser
 from domainbed_plugins.detection.options import DETECTORS, DetectOptions
 from domainbed_plugins.detection.run import detect
 from nacme.records.run import DETECTED
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     -------
     argparse.ArgumentParser
     """
-    result = argparse.ArgumentParser(
+    result = FlagParser(
         prog="nacme detect",
         description="Tell in-distribution validation images from the test environments, and from another data "
         "set, by detectors fitted on the training environments. Prints a table and adds the numbers to the run's "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from domainbed_plugins.backends.arguments import NETWORK_FLAGS, STOCK_FLAGS, with_network
+from domainbed_plugins.backends.arguments import NETWORK_FLAGS, STOCK_FLAGS, FlagParser, with_network
 from domainbed_plugins.recording.flags import add_coverage_flags, record_options, worker_count
 
 
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     -------
     argparse.ArgumentParser
     """
-    result = argparse.ArgumentParser(
+    result = FlagParser(
         prog="nacme train",
         description="DomainBed's training, with neuron activation coverage recorded at every checkpoint",
     )

@@ -13,32 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nacme.counting import BatchStates, CoverageCounter, mean
 from nacme.criteria.network import Collected
-from nacme.criteria.registry import Counter, all_criteria, get_criterion
+from nacme.criteria.recorded import ABLATIONS, chosen_criteria
+from nacme.criteria.registry import Counter, get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeWarning
-from nacme.measurement import (
-    NAN_LOGITS,
-    BatchStates,
-    CoverageCounter,
-    Tally,
-    degenerate_message,
-    is_correct,
-    mean,
-    summarize,
-)
+from nacme.measurement import NAN_LOGITS, Tally, degenerate_message, is_correct, summarize
 from nacme.observation import not_empty, observing
 from nacme.settings import CoverageSettings, layer_key
 from nacme.taps import Reading, Taps
-
-#: Recorded at every checkpoint whatever is asked for.
-ALWAYS = ("nac_me", "val_loss")
-#: Criteria that are coverage with other settings. Alone, activation and gradient are on scales of their own.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "nac_me_auto": {"alpha": "auto"},
-    "nac_me_all": {"correct_only": False},
-    "nac_activation": {"alpha": "auto", "quantity": "activation"},
-    "nac_gradient": {"alpha": "auto", "quantity": "gradient"},
-}
 
 
 class Recorder:
@@ -126,7 +109,7 @@ class Recorder:
         if lacking:
             raise ConfigError(f"the grid has settings for the split {min(lacking)!r}; give its further_loaders")
         self.target_loaders = dict(target_loaders or {})
-        self.criteria = _chosen(criteria, with_target=bool(self.target_loaders))
+        self.criteria = chosen_criteria(criteria, with_target=bool(self.target_loaders))
         self.ablations = {
             name: replace(self.settings, **changed) for name, changed in ABLATIONS.items() if name in self.criteria
         }
@@ -398,24 +381,6 @@ class Recording:
                     values[at] = _number(value)
                     grid[at] = {**settings.as_json(), "layer": layer}
         return values, grid
-
-
-def _chosen(names: Sequence[str] | None, with_target: bool) -> list[str]:
-    """Names of the criteria to record that the network's outputs decide."""
-    if names is None:
-        seen = {"ind", "target_unlabeled"} if with_target else {"ind"}
-        return [
-            c.name
-            for c in all_criteria().values()
-            if c.is_recorded and c.sees in seen and not c.optional and c.name not in ALWAYS
-        ]
-    chosen = [get_criterion(name) for name in names]
-    blind = [c.name for c in chosen if c.sees == "target_unlabeled" and not with_target]
-    if blind:
-        raise ConfigError(
-            f"criterion {blind[0]!r} looks at unlabelled target data; record it with --target_unlabeled"
-        )
-    return [c.name for c in chosen if c.is_recorded and c.name not in ALWAYS]
 
 
 def _on_cpu(parts: list[Tensor]) -> Tensor:

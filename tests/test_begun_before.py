@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import nacme
-from domainbed_plugins.score import ScoreOptions, score
+from domainbed_plugins.scoring.options import ScoreOptions
+from domainbed_plugins.scoring.run import score
 from domainbed_plugins.sweep.commands import _open_sweep, read_status, run_sweep
 from domainbed_plugins.sweep.jobs import make_jobs
 from domainbed_plugins.sweep.spec_file import load_spec

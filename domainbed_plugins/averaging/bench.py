@@ -19,8 +19,9 @@ from domainbed_plugins.recording.options import RecordOptions
 from domainbed_plugins.recording.recorder import make_recorder
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_weights
 from domainbed_plugins.training.averages import REFRESH_BATCHES, moving_norms, refresh
+from nacme.counting import mean
 from nacme.errors import ConfigError
-from nacme.measurement import Tally, accuracy, is_correct, mean
+from nacme.measurement import Tally, accuracy, is_correct
 from nacme.observation import not_empty
 from nacme.taps import untouched
 

@@ -5,13 +5,30 @@ Source: ``domainbed/scripts/train.py``.
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from domainbed_plugins.backends.find import embedded
 from domainbed_plugins.interface import Testbed
 from nacme.errors import ConfigError, nearest
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Reads flags spelled as DomainBed spells its own, ``--output_dir``; ``--output-dir`` is accepted, too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `argparse.ArgumentParser`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_underscored(word) for word in words], namespace)
+
+
+def _underscored(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return flag[:2] + flag[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
 
 #: DomainBed's flags; their values stand in a record's ``args``, and ours do not.
 STOCK_FLAGS: dict[str, dict[str, Any]] = {

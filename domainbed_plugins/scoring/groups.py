@@ -25,7 +25,7 @@ from nacme.recorder import Recorder
 
 if TYPE_CHECKING:
     from domainbed_plugins.interface import Testbed
-    from domainbed_plugins.score import ScoreOptions
+    from domainbed_plugins.scoring.options import ScoreOptions
 
 #: Networks that share a batch, at most: sharing by eight saves seven eighths of what there is to save, and an
 #: interruption loses a group.

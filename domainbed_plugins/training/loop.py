@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -35,19 +34,11 @@ from domainbed_plugins.runs.records import read_records
 from domainbed_plugins.training import head
 from domainbed_plugins.training.averages import Averages, first_step, held_out, sample
 from domainbed_plugins.training.options import TrainOptions, comparable
+from domainbed_plugins.training.signals import InterruptedRun, noticed
 from nacme import files
 from nacme.errors import NacmeError
 from nacme.measurement import accuracy
 from nacme.recorder import Recorder
-
-#: Signals upon which a run saves its state at the next step and ends.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-class InterruptedRun(NacmeError):
-    """A run that a signal ended after its state was saved."""
-
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class Training:
@@ -172,7 +163,7 @@ class Training:
         ins = [split for name, split in self.splits.by_name.items() if name.endswith("_in")]
         steps_per_epoch = min(len(split) / self.hparams["batch_size"] for split in ins)
         begun, began = self.step, time.monotonic()
-        with _noticed() as caught:
+        with noticed() as caught:
             while self.step < self.n_steps:
                 step = self.step
                 try:
@@ -383,18 +374,3 @@ class Training:
         adapting = self.args["task"] == "domain_adaptation"
         unlabeled = [first(split)[0] for split, _ in self.splits.uda] if adapting else None
         self.algorithm.update([first(split) for _, split, _ in self.splits.train], unlabeled)
-
-
-@contextlib.contextmanager
-def _noticed() -> Iterator[list[int]]:
-    """Collect the stop signals that arrive, in place of ending at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread can handle signals
-        return
-    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in STOP_SIGNALS}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

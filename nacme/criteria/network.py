@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from nacme.measurement import cross_entropy, is_correct, mean
+from nacme.counting import mean
+from nacme.measurement import cross_entropy, is_correct
 from nacme.observation import batches
 from nacme.taps import untouched
 

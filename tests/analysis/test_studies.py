@@ -16,7 +16,8 @@ import pytest
 from scipy.stats import kendalltau
 
 import nacme
-from domainbed_plugins.score import ScoreOptions, score
+from domainbed_plugins.scoring.options import ScoreOptions
+from domainbed_plugins.scoring.run import score
 from nacme.settings import CoverageSettings
 
 ROOT = Path(__file__).parents[2]

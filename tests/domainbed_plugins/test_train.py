@@ -3,7 +3,7 @@
 import pytest
 
 from domainbed_plugins.recording.flags import parse_grid
-from domainbed_plugins.train import main
+from domainbed_plugins.train import main, parser
 from nacme.errors import ConfigError
 from nacme.output import report_errors
 from nacme.settings import CoverageSettings
@@ -66,3 +66,9 @@ def test_a_grid_is_a_product():
     assert parse_grid([], CoverageSettings()) == ()
     with pytest.raises(ConfigError, match="fill"):
         parse_grid(["fill=-1"], CoverageSettings())
+
+
+def test_a_flag_is_known_by_both_spellings():
+    words = ["--output-dir", "a-b", "--nac-split=in", "--hparams", '{"weight-decay": 0}']
+    flags = parser().parse_args(words)
+    assert (flags.output_dir, flags.nac_split, flags.hparams) == ("a-b", "in", '{"weight-decay": 0}')

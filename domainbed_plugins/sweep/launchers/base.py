@@ -80,9 +80,9 @@ def train_job(
     -------
     Outcome
     """
-    from domainbed_plugins.training.loop import InterruptedRun
     from domainbed_plugins.training.options import TrainOptions
     from domainbed_plugins.training.run import train
+    from domainbed_plugins.training.signals import InterruptedRun
 
     # the sweep's report tells it once for all runs
     warnings.simplefilter("ignore", DegenerateCoverageWarning)

@@ -8,8 +8,8 @@ import pytest
 
 from domainbed_plugins.recording.flags import record_options
 from domainbed_plugins.recording.options import as_begun, begun_layers, read_layers
-from domainbed_plugins.score import ScoreOptions
 from domainbed_plugins.score import parser as score_parser
+from domainbed_plugins.scoring.options import ScoreOptions
 from domainbed_plugins.sweep.commands import run_sweep
 from domainbed_plugins.sweep.spec_file import parse_spec
 from domainbed_plugins.train import parser as train_parser

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 import nacme
-from domainbed_plugins.score import ScoreOptions, score
+from domainbed_plugins.scoring.options import ScoreOptions
+from domainbed_plugins.scoring.run import score
 from nacme.settings import CoverageSettings
 from nacme.shams import cycle
 

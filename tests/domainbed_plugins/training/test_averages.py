@@ -12,7 +12,7 @@ from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.checkpoints import load_checkpoint
 from domainbed_plugins.testbed.algorithms import ALGORITHMS
 from domainbed_plugins.training.averages import Averages, InOrder, first_step, sample
-from domainbed_plugins.training.loop import InterruptedRun
+from domainbed_plugins.training.signals import InterruptedRun
 from nacme.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore::nacme.errors.DegenerateCoverageWarning")
@@ -208,7 +208,8 @@ def test_what_is_recorded_of_an_average(train_run, records, tmp_path):
 
 def test_what_is_saved_is_what_was_measured(train_run, records, tmp_path):
     """An averaged checkpoint, put in the place of the run's own, scores as it was recorded."""
-    from domainbed_plugins.score import ScoreOptions, score
+    from domainbed_plugins.scoring.options import ScoreOptions
+    from domainbed_plugins.scoring.run import score
     from nacme.settings import CoverageSettings
 
     train_run(tmp_path / "run", *SHORT, **BOTH)

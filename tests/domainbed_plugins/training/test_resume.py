@@ -10,7 +10,7 @@ import torch
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.lock import BusyError, lock_note, locked
 from domainbed_plugins.testbed.algorithms import ALGORITHMS
-from domainbed_plugins.training.loop import InterruptedRun
+from domainbed_plugins.training.signals import InterruptedRun
 from nacme.errors import ConfigError, NacmeError
 
 pytestmark = pytest.mark.filterwarnings("ignore::nacme.errors.DegenerateCoverageWarning")
