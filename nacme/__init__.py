@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nacme.errors import NacmeError, NacmeWarning
     from nacme.measurement import Measurement, measure
     from nacme.quality import selection_quality
-    from nacme.recommend import recommend
+    from nacme.recommendation import recommend
     from nacme.recorder import Recorder
     from nacme.records.load import load_sweep
     from nacme.selection import select
@@ -34,7 +34,8 @@ _HOMES = {
     "Recorder": "nacme.recorder",
     "load_sweep": "nacme.records",
     "select": "nacme.selection",
-    "recommend": "nacme.recommend",
+    "recommend": "nacme.recommendation",
+    "load_ensemble": "domainbed_plugins.averaging.ensemble",
     "rank_correlation": "nacme.correlation",
     "compare_criteria": "nacme.comparison",
     "selection_quality": "nacme.quality",
@@ -51,6 +52,7 @@ __all__ = [
     "Recorder",
     "compare_criteria",
     "kl_gradients",
+    "load_ensemble",
     "load_sweep",
     "measure",
     "neuron_states",

@@ -372,14 +372,22 @@ def prune_command(
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
-    step: Annotated[int, typer.Argument(metavar="STEP", help="Of the checkpoint, as nacme select names it.")],
+    named: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's directory, or a checkpoint as select and recommend name it."),
+    ],
+    step: Annotated[
+        int | None, typer.Argument(metavar="STEP", help="Of the checkpoint in a run's directory.")
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where model.pt and card.json go.")],
+    data_dir: DataDir = None,
+    domainbed: DomainBedRoot = None,
 ) -> None:
-    """Write a checkpoint as a plain state dict and a JSON card."""
-    from domainbed_plugins.runs.export import export
+    """Write a checkpoint, an average or an ensemble, and a JSON card."""
+    from domainbed_plugins.averaging.export import export_named
 
-    typer.echo(export(run, step, out))
+    typer.echo(export_named(named, step, out, data_dir, domainbed))
 
 
 def main() -> None:

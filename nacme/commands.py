@@ -133,7 +133,7 @@ def run_report(
 
 def run_recommend(sweep: Path, form: Format, *, one_network: bool, targets: Targets | None = None) -> None:
     """Print the candidate to ship for each data set and test env."""
-    from nacme.recommend import recommend
+    from nacme.recommendation import recommend
 
     df = _load(sweep, None)
     if (found := kinds(df)) == [RAW]:

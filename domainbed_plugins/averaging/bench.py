@@ -98,6 +98,11 @@ class Bench:
         self._validation = [f"env{env}_out" for env in self._train_envs]
         self._tests = [f"env{env}_{part}" for env in test_envs for part in ("in", "out")]
 
+    @property
+    def drawn_by_seed(self) -> bool:
+        """Whether the runs' ``seed`` decides which images an environment holds, as in RotatedMNIST."""
+        return self._data is not None and self._data[1].drawn_by_seed
+
     def network(self, hparams: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> nn.Module:
         """Build a network of the current group.
 

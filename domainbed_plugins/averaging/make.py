@@ -13,6 +13,8 @@ from domainbed_plugins.averaging.bench import Bench
 from domainbed_plugins.averaging.members import Group, Member
 from domainbed_plugins.averaging.weights import MeanState
 from domainbed_plugins.runs.checkpoints import load_checkpoint
+from domainbed_plugins.runs.saved import check_step
+from nacme.errors import SweepError
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,14 @@ def make(candidate: Candidate, bench: Bench) -> dict[str, Any]:
         If a member cannot be read, members do not fit together, or the data cannot be read.
     """
     members = candidate.group.members
-    first = load_checkpoint(members[0].checkpoint)
+    first = _content(members[0])
     args, hparams = first["args"], first["model_hparams"]
     bench.open(args, hparams)
+    if bench.drawn_by_seed and len({_content(member)["args"]["seed"] for member in members}) > 1:
+        raise SweepError(
+            f"{args['dataset']} draws the images of its environments by a run's seed, so that each member was "
+            "trained on images that others are validated and tested on; give the runs one --seed"
+        )
     if candidate.kind == "ensemble":
         measured, networks = bench.ensemble(_networks(members, bench)), len(members)
     else:
@@ -133,13 +140,19 @@ def _greedy(
 
 def _networks(members: Sequence[Member], bench: Bench) -> Iterator[Any]:
     for member in members:
-        content = load_checkpoint(member.checkpoint)
+        content = _content(member)
         yield bench.network(content["model_hparams"], content["model_dict"], str(member.checkpoint))
 
 
 def _state(member: Member) -> Mapping[str, Tensor]:
-    state: Mapping[str, Tensor] = load_checkpoint(member.checkpoint)["model_dict"]
+    state: Mapping[str, Tensor] = _content(member)["model_dict"]
     return state
+
+
+def _content(member: Member) -> dict[str, Any]:
+    content = load_checkpoint(member.checkpoint)
+    check_step(content, member.step, member.checkpoint)
+    return content
 
 
 def _finite(value: Any) -> Any:

@@ -56,6 +56,14 @@ class MeanState:
         }
         return new
 
+    def moved(self, name: str) -> bool:
+        """Whether any entry of such a name is not the same in all members."""
+        return any(
+            bool((self._sums[key] != self.count * value.double()).any())
+            for key, value in self._first.items()
+            if key.endswith(name)
+        )
+
     def state(self) -> dict[str, Tensor]:
         """Compute the mean: by name, of the members' types and shapes."""
         return {

@@ -132,6 +132,11 @@ class ValidationData:
         """
         return self._serves_data(args, hparams) and _splits(args) == self._splits
 
+    @property
+    def drawn_by_seed(self) -> bool:
+        """Whether the current data set draws from the generators: runs of other seeds have other images."""
+        return "seed" in self._seen
+
     def loader(self, name: str) -> SplitBatches:
         """Give the batches of a split of the current data set.
 

@@ -180,3 +180,17 @@ def test_a_sweep_that_stock_domainbed_trained(stock_train, tmp_path, domainbed):
     assert df[df["candidate"] != "raw"]["test_acc"].between(0, 1).all()
     reporting = pytest.importorskip("domainbed.lib.reporting")
     assert len(reporting.load_records(str(tmp_path / "sweep"))) == len(of_kinds(df, ["raw"]))
+
+
+@pytest.mark.domainbed
+@pytest.mark.filterwarnings("ignore")
+def test_images_drawn_by_a_runs_seed_are_no_common_ground(stock_train, tmp_path):
+    """Each member would be tested on images that another was trained on."""
+    for seed in (0, 1):
+        argv = ["--dataset", "Debug28", "--data_dir", "unused", "--steps", "2", "--seed", str(seed)]
+        argv += ["--hparams_seed", str(seed), "--hparams", '{"batch_size": 8}']
+        stock_train([*argv, "--output_dir", str(tmp_path / "sweep" / f"run{seed}")])
+    outcome = average(tmp_path / "sweep", None, options())
+    assert outcome.made == 0
+    assert all("draws the images of its environments by a run's seed" in failure for failure in outcome.failures)
+    assert len(outcome.failures) == 3
