@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from nacme.counting import BatchStates, CoverageCounter, mean
 from nacme.criteria.network import Collected
 from nacme.criteria.recorded import ABLATIONS, chosen_criteria
-from nacme.criteria.registry import Counter, get_criterion
+from nacme.criteria.registry import Counter, Criterion, get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeWarning
 from nacme.measurement import NAN_LOGITS, Tally, degenerate_message, is_correct, summarize
 from nacme.observation import not_empty, observing
-from nacme.settings import CoverageSettings, layer_key
+from nacme.settings import CRAFT_SAMPLES, CoverageSettings, layer_key
 from nacme.taps import Reading, Taps
 
 
@@ -55,6 +55,8 @@ class Recorder:
         Where batches are moved to. None: where the model is.
     notes : mapping, optional
         Entries to add to the record's ``nac`` object, for example which split was used.
+    craft_samples : int
+        Validation images that the criterion ``craft_acc`` looks at, of all environments together.
     remedy : str
         What a warning of degenerate coverage says to do: see `nacme.measurement.degenerate_message`.
 
@@ -93,6 +95,7 @@ class Recorder:
         layers: Sequence[str] | None = None,
         device: torch.device | str | None = None,
         notes: Mapping[str, Any] | None = None,
+        craft_samples: int = CRAFT_SAMPLES,
         remedy: str = "give settings=CoverageSettings({python}), or rank by nac_me_robust",
     ) -> None:
         self.model = model
@@ -120,7 +123,11 @@ class Recorder:
         self.device = device
         self.notes = dict(notes or {})
         self.warned = self.warned_of_nan = False
-        self.remedy = remedy
+        #: Names of the criteria that could not be computed; each is warned of once.
+        self.failed: set[str] = set()
+        if isinstance(craft_samples, bool) or not isinstance(craft_samples, int) or craft_samples < 1:
+            raise ConfigError(f"craft_samples={craft_samples!r} must be a whole number of images, at least 1")
+        self.craft_samples, self.remedy = craft_samples, remedy
         #: States counted for ``nac_me`` at the last checkpoint recorded: [N, bins - 1] by layer, on the CPU.
         self.counts: dict[str, Tensor] = {}
 
@@ -302,7 +309,10 @@ class Recording:
         }
         fields = ("logits", "labels", "features", "gradients", "target_logits")
         data = Collected(
-            recorder.model, **{kind: whole.get(kind, {}) for kind in fields}, loaders=recorder.loaders
+            recorder.model,
+            **{kind: whole.get(kind, {}) for kind in fields},
+            loaders=recorder.loaders,
+            craft_samples=recorder.craft_samples,
         )
         if "sham_count" in recorder.criteria:
             counter = self._counters[_as_counted(recorder.settings)]
@@ -313,8 +323,25 @@ class Recording:
             if criterion.compute is not None:
                 # a function of logits that are NaN may be a number all the same, as the calibration error is
                 undefined = diverged and "logits" in criterion.needs
-                values[name] = None if undefined else _number(float(criterion.compute(data)))
+                values[name] = None if undefined else self._computed(criterion, data)
         return values
+
+    def _computed(self, criterion: Criterion, data: Collected) -> float | None:
+        """Compute a criterion, which may be anybody's: what fails is null, and said once."""
+        assert criterion.compute is not None
+        try:
+            value = criterion.compute(data)
+            if not isinstance(value, str):
+                return _number(float(value))
+            problem = f"gave the text {value[:40]!r}, not a number"
+        except Exception as error:  # a user's function may raise anything
+            problem = f"failed with {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        if criterion.name not in self._recorder.failed:
+            self._recorder.failed.add(criterion.name)
+            warnings.warn(
+                f"criterion {criterion.name!r} {problem}; it is recorded as null", NacmeWarning, stacklevel=2
+            )
+        return None
 
     def finish(self) -> dict[str, Any]:
         """Put the record together.

@@ -19,6 +19,8 @@ KEY = re.compile(
 )
 SETTINGS = ("alpha", "bins", "fill", "samples", "split", "layer")
 SPLITS = ("out", "in")
+#: How many validation images the criterion craft_acc looks at.
+CRAFT_SAMPLES = 200
 #: Below so many occupied bins a neuron, and so many full ones, coverage is degenerate: means over neurons.
 FEW_BINS, FEW_FULL_BINS = 3.0, 0.1
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed_plugins.recording.options import RecordOptions, read_layers
 from nacme.errors import ConfigError, nearest
-from nacme.settings import SPLITS, CoverageSettings
+from nacme.settings import CRAFT_SAMPLES, SPLITS, CoverageSettings
 
 #: Each costs a pass over the states.
 MOST_SETTINGS = 10_000
@@ -63,6 +63,13 @@ def add_coverage_flags(parser: argparse.ArgumentParser) -> None:
     rivals.add_argument(
         "--criteria_module", default=None, metavar="MODULE", help="a module or .py file with criteria of your own"
     )
+    rivals.add_argument(
+        "--craft_samples",
+        type=int,
+        default=CRAFT_SAMPLES,
+        metavar="N",
+        help=f"validation images that the criterion craft_acc looks at; default: {CRAFT_SAMPLES}",
+    )
 
 
 def record_options(flags: argparse.Namespace) -> RecordOptions:
@@ -90,6 +97,7 @@ def record_options(flags: argparse.Namespace) -> RecordOptions:
         criteria=flags.criteria,
         target_unlabeled=flags.target_unlabeled,
         criteria_module=flags.criteria_module,
+        craft_samples=flags.craft_samples,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from nacme.criteria.registry import load_criteria_module
 from nacme.errors import ConfigError
-from nacme.settings import CoverageSettings
+from nacme.settings import CRAFT_SAMPLES, CoverageSettings
 
 #: What asks for the authors' layers, and for what feeds the last linear layer.
 AUTHORS, PENULTIMATE = "authors", "penultimate"
@@ -37,6 +37,8 @@ class RecordOptions:
         Whether to record criteria that look at unlabelled target data, the test environments' ``out`` splits.
     criteria_module : str, optional
         A module or ``.py`` file that registers criteria.
+    craft_samples : int
+        Validation images that the criterion ``craft_acc`` looks at.
     """
 
     settings: CoverageSettings = field(default_factory=CoverageSettings)
@@ -47,6 +49,7 @@ class RecordOptions:
     criteria: list[str] | None = None
     target_unlabeled: bool = False
     criteria_module: str | None = None
+    craft_samples: int = CRAFT_SAMPLES
 
     def load_criteria(self) -> None:
         """Register the criteria of the user's module, if there is one."""
@@ -71,6 +74,8 @@ class RecordOptions:
             "split": self.split,
             "criteria": self.criteria,
             "target_unlabeled": self.target_unlabeled,
+            # what was begun before this could be asked for goes on
+            **({} if self.craft_samples == CRAFT_SAMPLES else {"craft_samples": self.craft_samples}),
         }
 
 

@@ -60,5 +60,6 @@ def make_recorder(
         layers=resolve(options.layers, algorithm),
         device=device,
         notes={"split": options.split, **notes},
+        craft_samples=options.craft_samples,
         remedy="measure with {flags}, or rank by nac_me_robust",
     )

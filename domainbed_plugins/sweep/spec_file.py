@@ -359,6 +359,7 @@ _TOP: dict[str, Reader] = {
     "nac": dict,
     "criteria": _names,
     "criteria_module": _text,
+    "craft_samples": _whole(1),
     "target_unlabeled": _flag,
     "eval_splits": _choice("all", "fast"),
     "n_workers": _workers,

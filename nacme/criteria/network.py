@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 from nacme.counting import mean
 from nacme.measurement import cross_entropy, is_correct
 from nacme.observation import batches
+from nacme.settings import CRAFT_SAMPLES
 from nacme.taps import untouched
 
 ECE_BINS = 15
@@ -45,6 +46,8 @@ class Collected:
         Of unlabelled target splits; empty unless they were asked for.
     loaders : dict of str to iterable
         The validation loaders, for criteria that need a further pass.
+    craft_samples : int
+        Images that ``craft_acc`` looks at, of all environments together.
     """
 
     model: nn.Module
@@ -54,6 +57,7 @@ class Collected:
     gradients: Mapping[str, Tensor]
     target_logits: Mapping[str, Tensor] = field(default_factory=dict)
     loaders: Mapping[str, Iterable[Any]] = field(default_factory=dict)
+    craft_samples: int = CRAFT_SAMPLES
 
     @cached_property
     def discrepancy(self) -> float:

@@ -33,6 +33,8 @@ Need = Literal["logits", "features", "gradients", "weights", "records"]
 VARIANT_PREFIX = "nac_me_"
 #: Entry point group in which installed packages name modules that register criteria.
 ENTRY_POINTS = "nacme.criteria"
+#: The package's own modules that register criteria; none imports torch before it computes one.
+OWN = ("nacme.criteria.builtin", "nacme.criteria.lodo", "nacme.criteria.craft")
 
 
 class Counter(Protocol):
@@ -114,8 +116,17 @@ def register(criterion: Criterion) -> Criterion:
     Raises
     ------
     CriterionError
-        If the name is taken, or is not a plain identifier.
+        If the name is taken, or is not a plain identifier, or what it sees or needs is unknown.
     """
+    for field, value, known in (
+        ("sees", (criterion.sees,), get_args(Sees)),
+        ("needs", criterion.needs, get_args(Need)),
+    ):
+        unknown = [repr(v) for v in value if v not in known]
+        if unknown:
+            raise CriterionError(
+                f"criterion {criterion.name!r}: {field}={unknown[0]} is unknown; use {', '.join(map(repr, known))}"
+            )
     if criterion.name in _REGISTRY:
         raise CriterionError(f"criterion {criterion.name!r} is registered already; choose another name")
     if not criterion.name.isidentifier():
@@ -133,12 +144,14 @@ def criterion(
     source: str,
     name: str | None = None,
     description: str | None = None,
+    partial: bool = False,
+    optional: bool = False,
 ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
     """Register a function as a criterion; its name and first docstring line serve unless given.
 
     Parameters
     ----------
-    higher_is_better, sees, needs, cost, source, name, description
+    higher_is_better, sees, needs, cost, source, name, description, partial, optional
         As for `Criterion`.
 
     Returns
@@ -166,6 +179,8 @@ def criterion(
                 source=source,
                 description=description or summary,
                 compute=function,
+                partial=partial,
+                optional=optional,
             )
         )
         return function
@@ -175,7 +190,8 @@ def criterion(
 
 def all_criteria() -> dict[str, Criterion]:
     """Return every criterion by name: the package's own, then those of installed plug-ins."""
-    import_module("nacme.criteria.builtin")
+    for module in OWN:
+        import_module(module)
     load_entry_points(ENTRY_POINTS)
     return dict(_REGISTRY)
 

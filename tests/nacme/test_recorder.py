@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from nacme import Recorder, measure
-from nacme.errors import ConfigError, DegenerateCoverageWarning
+from nacme.criteria import registry
+from nacme.criteria.registry import Criterion
+from nacme.errors import ConfigError, CriterionError, DegenerateCoverageWarning, NacmeWarning
 from nacme.settings import CoverageSettings
 
 SETTINGS = CoverageSettings(alpha=20.0, bins=20, fill=2)
@@ -169,3 +171,36 @@ def test_a_layer_of_the_grid_is_measured_beside_those_of_nac_me():
     assert both["nac"].pop("grid")[deeper.key()]["layer"] == "0"
     del alone["nac"]["grid"]
     assert both == alone
+
+
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        (lambda data: 1 / 0, "'mine' failed with ZeroDivisionError: division by zero"),
+        (lambda data: "0.5", "'mine' gave the text '0.5', not a number"),
+        (lambda data: torch.ones(3), "'mine' failed with"),
+        (lambda data: None, "'mine' failed with TypeError"),
+    ],
+)
+def test_a_criterion_that_fails_is_null_and_named_once(model, monkeypatch, compute, message):
+    mine = Criterion("mine", True, "ind", ("logits",), "none", "here", "Fails.", compute)
+    monkeypatch.setitem(registry._REGISTRY, "mine", mine)
+    recorder = Recorder(model, {"env0_out": loader(1)}, settings=SETTINGS, criteria=["mine", "ece"])
+    with pytest.warns(NacmeWarning, match=message) as caught:
+        records = [recorder.record() for _ in range(3)]
+    assert len(caught) == 1
+    assert all(record["mine"] is None and record["ece"] is not None for record in records)
+
+
+@pytest.mark.parametrize(("field", "value"), [("sees", "target"), ("needs", ("logit",))])
+def test_what_a_criterion_cannot_see_or_need_is_refused(field, value):
+    given = {
+        "higher_is_better": True,
+        "sees": "ind",
+        "needs": ("logits",),
+        "cost": "",
+        "source": "",
+        "description": "",
+    }
+    with pytest.raises(CriterionError, match=f"criterion 'odd': {field}="):
+        registry.register(Criterion("odd", **{**given, field: value}))
