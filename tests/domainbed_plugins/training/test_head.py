@@ -164,3 +164,12 @@ class TestWithDomainBed:
         assert same(*(start.classifier() for start in starts))
         augmented = starts[0].splits.train[0][1].underlying_dataset
         assert "RandomResizedCrop" in repr(augmented.transform)  # training goes on with it
+
+    def test_all_runs_of_a_trial_start_at_one_place_where_the_network_is_pretrained(self, domainbed, image_folder):
+        flags = ["--dataset", "PACS96", "--data_dir", str(image_folder), "--test_envs", "2"]
+        one = Start("linear_probe", *flags).algorithm.state_dict()
+        for other in (["--seed", "5", "--hparams_seed", "3"], ["--algorithm", "CORAL"]):
+            assert same(one.values(), Start("linear_probe", *flags, *other).algorithm.state_dict().values())
+        apart = Start("linear_probe", *flags, "--trial_seed", "1").algorithm.state_dict()
+        changed = {key for key in one if not torch.equal(one[key], apart[key])}
+        assert changed == {f"{part}.{key}" for part in ("classifier", "network.1") for key in ("weight", "bias")}
