@@ -44,6 +44,28 @@ def decide(low: float, high: float, p_value: float, level: float = LEVEL) -> Kin
     return "better" if low > 0 else "worse" if high < 0 else "none"
 
 
+def decide_choice(gain: float, wins: float, losses: float, p_value: float) -> Kind:
+    """Say which way the choices of a criterion differ from its rival's.
+
+    Parameters
+    ----------
+    gain : float
+        Mean gain over test envs, in points.
+    wins, losses : float
+        Test envs with a positive and a negative gain.
+    p_value : float
+        Of the sign test over those; NaN where there is none.
+
+    Returns
+    -------
+    {"better", "worse", "none"}
+        A way is claimed where the test tells it and the mean gain goes the same way.
+    """
+    way = math.copysign(1.0, gain) if (wins > losses) == (gain > 0) and gain != 0 else 0.0
+    kind = decide(way, way, p_value)
+    return "none" if kind == "undefined" else kind
+
+
 def equivalent(low: float, high: float, margin: float) -> bool | None:
     """Say whether a difference is shown to be smaller than a margin, by two one-sided tests.
 

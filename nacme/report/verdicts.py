@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from nacme import bootstrap
 from nacme.correlation import CELL
-from nacme.decision import Kind, decide
+from nacme.decision import Kind, decide, decide_choice
 from nacme.quality import summarise_quality
 from nacme.records.load import unfilled_share
 from nacme.report.findings import POPULATIONS, Findings, Population
@@ -149,9 +148,7 @@ def _choice(findings: Findings) -> Verdict:
     if pd.isna(p):
         return Verdict("none", f"{label}: {NONE}", f"{said}, so {NONE}.")
     said += f" (sign test {p_text(p)})"
-    # the test is of wins, the claim also of points: both have to go the same way
-    way = float(np.sign(gain)) if (won > lost) == (gain > 0) else 0.0
-    kind = decide(way, way, p)
+    kind = decide_choice(gain, won, lost, p)
     if kind == "none":
         return Verdict(kind, f"{label}: {NONE}", f"{said}; {NONE}.")
     return Verdict(kind, f"{label}: {kind}", f"{said}.")
