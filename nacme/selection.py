@@ -219,13 +219,14 @@ def _score(df: pd.DataFrame, rows: pd.DataFrame, number: pd.Series[int], criteri
 
 def _in_order(scored: pd.DataFrame) -> pd.DataFrame:
     """Sort so that the checkpoint to select comes first."""
-    columns = ["_score", "hparams_seed", "run", "step"]
+    keys = ["_score", "hparams_seed", "run", "step"]
     ascending = [False, False, False, True]
+    order = scored[keys]  # of the few columns that decide: a grid of settings makes the whole wide
     if "candidate" in scored:
         kind = scored["candidate"]
-        scored = scored.assign(_averaged=kind.ne(RAW), _kind=kind)
-        columns, ascending = ["_score", "_averaged", *columns[1:], "_kind"], [False, True, *ascending[1:], True]
-    ordered: pd.DataFrame = scored.sort_values(columns, ascending=ascending)
+        order = order.assign(_averaged=kind.ne(RAW), _kind=kind)
+        keys, ascending = ["_score", "_averaged", *keys[1:], "_kind"], [False, True, *ascending[1:], True]
+    ordered: pd.DataFrame = scored.loc[order.sort_values(keys, ascending=ascending).index]
     return ordered
 
 
