@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,9 +186,15 @@ def _load(sweep: Path, modules: Sequence[str] | None, strict: bool = False) -> p
 
     for module in modules or ():  # before reading: a new criterion may have a column in the records
         load_criteria_module(module)
-    df = load_sweep(sweep, strict=strict)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        df = load_sweep(sweep, strict=strict)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    warned = {str(warning.message) for warning in caught}
     for exclusion in df.attrs["exclusions"]:
-        _say(f"left out: {exclusion}")
+        if exclusion not in warned:
+            _say(f"left out: {exclusion}")
     runs = df.drop_duplicates("run")
     if unfinished := int((~runs["done"]).sum()):
         _say(f"{unfinished} of {len(runs)} runs are not finished")

@@ -15,10 +15,12 @@ import yaml
 from domainbed_plugins.backends.arguments import NETWORK_FLAGS, parse_hparams, with_network
 from domainbed_plugins.recording.flags import alpha_value, fill_value, make_grid, worker_count
 from domainbed_plugins.recording.options import read_layers
+from domainbed_plugins.runs.keep import check_keep
 from domainbed_plugins.sweep.jobs import COMBINATIONS, Resources, SweepSpec
 from domainbed_plugins.train import average_from
 from nacme import files
-from nacme.errors import ConfigError, nearest
+from nacme.criteria.registry import get_criterion
+from nacme.errors import ConfigError, NacmeError, nearest
 from nacme.settings import SPLITS, CoverageSettings
 from nacme.text import short
 
@@ -59,6 +61,13 @@ def load_spec(path: str | Path) -> SweepSpec:
         place = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{found}{place}: not YAML ({getattr(error, 'problem', error)})") from error
     spec = parse_spec(content, str(found))
+    if not spec.criteria_module:  # which registers more, when the sweep runs
+        try:
+            check_keep(spec.keep)
+            for criterion in spec.criteria or ():
+                get_criterion(criterion)
+        except NacmeError as error:
+            raise ConfigError(f"{found}: {error}") from error
     beside = found.parent / (spec.criteria_module or "")
     return replace(spec, criteria_module=str(beside.resolve())) if beside.is_file() else spec
 

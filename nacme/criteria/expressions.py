@@ -130,6 +130,8 @@ def split(text: str) -> list[str]:
     -------
     list of str
     """
+    if len(text) > LONGEST:
+        raise CriterionError(_wrong(f"{text[:60]}..."))
     names, depth = [""], 0
     for character in text:
         depth += {"(": 1, ")": -1}.get(character, 0)

@@ -31,6 +31,8 @@ Need = Literal["logits", "features", "gradients", "weights", "records"]
 
 #: A recorded key that starts like this is ``nac_me`` measured with other settings (``nac.grid`` names them).
 VARIANT_PREFIX = "nac_me_"
+#: No criterion, with all its settings, has a longer name.
+LONGEST_NAME = 200
 #: Entry point group in which installed packages name modules that register criteria.
 ENTRY_POINTS = "nacme.criteria"
 #: The package's own modules that register criteria; none imports torch before it computes one.
@@ -236,6 +238,8 @@ def get_criterion(name: str) -> Criterion:
     CriterionError
         If there is none of that name; the message suggests the nearest.
     """
+    if "(" not in name and len(name) > LONGEST_NAME:
+        raise CriterionError(f"no criterion {short(name)}; 'nacme criteria' lists them")
     known = all_criteria()
     if name in known:
         return known[name]

@@ -14,6 +14,8 @@ from nacme import files
 #: A step beyond is no count of anything, and no number that a table of doubles tells from the next.
 MOST_STEPS = 2**53
 _NAMED_LINES = 3
+#: What Python writes and strict JSON does not know: no number, infinity, half of a pair of surrogates.
+_PYTHONS = (b"NaN", b"Infinity", b"\\u")
 #: First bytes of what is no text in UTF-8, and what to call it.
 _FOREIGN = ((b"\xff\xfe", "UTF-16 text"), (b"\xfe\xff", "UTF-16 text"), (b"\x1f\x8b", "a gzip file"))
 
@@ -96,11 +98,15 @@ def read_lines(path: str, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]
 
 def parse(text: bytes) -> dict[str, Any] | None:
     """Read a JSON object; None for anything else."""
+    if not text.startswith(b"{"):
+        return None
     value: Any
     try:
         value = orjson.loads(text)
     except ValueError:
-        try:  # Python writes NaN and Infinity, which strict JSON does not know
+        if not any(token in text for token in _PYTHONS):
+            return None
+        try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return None

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from nacme import plots
 from nacme.criteria.registry import default_criteria
 from nacme.errors import ConfigError
+from nacme.files import refuse_unusual
 from nacme.plots.style import counted
 from nacme.report.candidates import candidates_section
 from nacme.report.findings import STEPS, Findings, Population, gather
@@ -87,6 +88,11 @@ def write_report(
     SweepError
         If there are no checkpoints.
     """
+    if str(path) != "-":
+        try:  # before the work
+            refuse_unusual(path)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
     names = list(dict.fromkeys(default_criteria(df) if criteria is None else criteria))
     if not names:
         raise ConfigError("criteria is empty; name at least one criterion")
