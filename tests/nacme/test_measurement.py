@@ -304,7 +304,7 @@ class TestBadInput:
                 return self.head(self.pair(x)[0])
 
         with pytest.raises(LayerError, match="'pair' gives tuple"):
-            measure(Net(), [(torch.randn(3, 4), torch.zeros(3))], "pair")
+            measure(Net(), [(torch.randn(3, 4), torch.zeros(3, dtype=torch.long))], "pair")
 
     def test_layer_whose_first_dimension_is_not_the_batch(self):
         class Net(nn.Module):
