@@ -316,7 +316,7 @@ class TestBadInput:
                 return self.head(self.turn(x.transpose(0, 1)).transpose(0, 1)[:, 0])
 
         with pytest.raises(LayerError, match="first dimension must be the batch"):
-            measure(Net(), [(torch.randn(3, 5, 4), torch.zeros(3))], "turn")
+            measure(Net(), [(torch.randn(3, 5, 4), torch.zeros(3, dtype=torch.long))], "turn")
 
     def test_no_linear_head(self):
         class Scaled(nn.Module):
@@ -338,7 +338,7 @@ class TestBadInput:
                 return nn.functional.linear(nn.functional.normalize(x), self.weight, self.bias)
 
         with pytest.raises(LayerError, match="no linear layer"):
-            measure(Cosine(4, 3), [(torch.randn(6, 4) * 5, torch.zeros(6))])
+            measure(Cosine(4, 3), [(torch.randn(6, 4) * 5, torch.zeros(6, dtype=torch.long))])
 
     def test_empty_loader(self):
         with pytest.raises(NacmeError, match="no samples"):
@@ -350,7 +350,7 @@ class TestBadInput:
 
     def test_logits_of_a_wrong_shape(self):
         with pytest.raises(LayerError, match=r"shape \[B, C\], not \[4, 2, 3\]"):
-            measure(nn.Linear(5, 3), [(torch.randn(4, 2, 5), torch.zeros(4))])
+            measure(nn.Linear(5, 3), [(torch.randn(4, 2, 5), torch.zeros(4, dtype=torch.long))])
 
     @pytest.mark.parametrize("alpha", ["automatic", 0.0, math.inf])
     def test_alpha(self, alpha):
