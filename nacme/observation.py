@@ -150,11 +150,6 @@ def _placing(
                 f"labels of shape {list(labels.shape)} for {len(x)} inputs: give one class number a sample, for "
                 "one-hot labels y.argmax(dim=1)"
             )
-        if labelled and (labels.is_floating_point() or labels.is_complex()):
-            raise NacmeError(f"labels must be whole numbers, not {labels.dtype}")
-        # elsewhere looking would wait for the device
-        if labelled and labels.device.type == "cpu" and len(x) and int(labels.min()) < 0:
-            raise NacmeError(f"labels must be classes from 0, not {int(labels.min())}")
         return x, labels.to(to, non_blocking=True).reshape(len(x))
 
     return place

@@ -71,3 +71,41 @@ def test_damage_is_named_and_changes_nothing_else(damage, place, choices, nacme)
     assert after == outside
     assert not list(place.outside.glob("canary*"))
     assert not list(place.outside.parent.glob("here/*"))
+
+
+MODELS = [damage for damage in DAMAGES if damage.name.startswith(("model", "nac.jsonl: p", "nac.jsonl: l", "run"))]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("damage", MODELS, ids=lambda damage: damage.name)
+def test_a_spoiled_checkpoint_fails_alone(damage, place, nacme):
+    """None of the models is a network, so that each is named once, and nothing is written."""
+    damage.apply(place.run, place.outside)
+    outside = snapshot(place.outside)
+    records = {path: path.read_bytes() for path in place.sweep.glob("*/results.jsonl")}
+    answer = nacme("score", place.sweep)
+    assert answer.is_clean()
+    assert answer.code == 1
+    lines = [line for line in answer.err.splitlines() if "/model" in line]
+    assert len(lines) == len(set(lines)) >= 6, answer.err
+    assert nacme("detect", place.sweep).is_clean()
+    assert {path: path.read_bytes() for path in records} == records
+    assert snapshot(place.outside) == outside
+
+
+def test_delete_follows_no_link(place, nacme):
+    """Neither one in place of a run, nor one in it."""
+    moved = place.outside / "moved"
+    place.run.rename(moved)
+    place.run.symlink_to(moved)
+    (moved / "done").unlink()
+    other = max(place.sweep.iterdir())
+    (other / "done").unlink()
+    (other / "link").symlink_to(place.outside)
+    outside = snapshot(place.outside)
+    answer = nacme("sweep", "delete", place.spec, "--output_dir", place.sweep, "--yes")
+    assert answer.code == 0
+    assert "is a link; left alone" in answer.err
+    assert answer.err.strip().endswith("deleted 1 runs")
+    assert not other.exists()
+    assert snapshot(place.outside) == outside
