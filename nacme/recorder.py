@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from nacme.counting import BatchStates, CoverageCounter, mean
+from nacme.criteria.counter import Counter
 from nacme.criteria.network import Collected
-from nacme.criteria.recorded import ABLATIONS, chosen_criteria
-from nacme.criteria.registry import Counter, Criterion, get_criterion
+from nacme.criteria.recorded import chosen_criteria, computed, number, numbers
+from nacme.criteria.registry import get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeWarning
 from nacme.measurement import NAN_LOGITS, Tally, degenerate_message, is_correct, summarize
 from nacme.observation import not_empty, observing
@@ -114,7 +114,9 @@ class Recorder:
         self.target_loaders = dict(target_loaders or {})
         self.criteria = chosen_criteria(criteria, with_target=bool(self.target_loaders))
         self.ablations = {
-            name: replace(self.settings, **changed) for name, changed in ABLATIONS.items() if name in self.criteria
+            name: replace(self.settings, **changes)
+            for name in self.criteria
+            if (changes := get_criterion(name).changes) is not None
         }
         self.further = sorted({setting.layer for setting in grid if setting.layer is not None} - set(layers or ()))
         # a layer that does not exist is better told before training than at a checkpoint
@@ -302,8 +304,8 @@ class Recording:
         values: dict[str, float | None] = {}
         for name, settings in recorder.ablations.items():
             per_layer = self._counters[_as_counted(settings)].per_layer(settings.fill)
-            values[name] = _number(mean(list(per_layer.values())))
-        values |= {name: _number(own.value()) for name, own in self._own.items()}
+            values[name] = number(mean(list(per_layer.values())))
+        values |= {name: number(own.value()) for name, own in self._own.items()}
         whole = {
             kind: {split: _on_cpu(parts) for split, parts in splits.items()} for kind, splits in self._kept.items()
         }
@@ -316,32 +318,10 @@ class Recording:
         )
         if "sham_count" in recorder.criteria:
             counter = self._counters[_as_counted(recorder.settings)]
-            values["sham_count"] = _number(counter.num_counted() / self._covered.num_samples)
+            values["sham_count"] = number(counter.num_counted() / self._covered.num_samples)
         diverged = any(bool(self._tallies[name].found_nan) for name in recorder.loaders)
-        for name in recorder.criteria:
-            criterion = get_criterion(name)
-            if criterion.compute is not None:
-                # a function of logits that are NaN may be a number all the same, as the calibration error is
-                undefined = diverged and "logits" in criterion.needs
-                values[name] = None if undefined else self._computed(criterion, data)
+        values |= computed(recorder.criteria, data, diverged, recorder.failed)
         return values
-
-    def _computed(self, criterion: Criterion, data: Collected) -> float | None:
-        """Compute a criterion, which may be anybody's: what fails is null, and said once."""
-        assert criterion.compute is not None
-        try:
-            value = criterion.compute(data)
-            if not isinstance(value, str):
-                return _number(float(value))
-            problem = f"gave the text {value[:40]!r}, not a number"
-        except Exception as error:  # a user's function may raise anything
-            problem = f"failed with {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-        if criterion.name not in self._recorder.failed:
-            self._recorder.failed.add(criterion.name)
-            warnings.warn(
-                f"criterion {criterion.name!r} {problem}; it is recorded as null", NacmeWarning, stacklevel=2
-            )
-        return None
 
     def finish(self) -> dict[str, Any]:
         """Put the record together.
@@ -368,27 +348,27 @@ class Recording:
         values, grid = self._variants()
         losses = [tally.mean_loss() for name, tally in self._tallies.items() if name in recorder.loaders]
         return {
-            "nac_me": _number(result.nac_me),
+            "nac_me": number(result.nac_me),
             **values,
             **self._criteria(),
             # a mean over environments, as val_acc is
-            "val_loss": _number(mean(losses)),
+            "val_loss": number(mean(losses)),
             "nac": {
                 "alpha": settings.alpha,
-                "alpha_per_layer": {name: _number(alpha) for name, alpha in result.alpha.items()},
+                "alpha_per_layer": {name: number(alpha) for name, alpha in result.alpha.items()},
                 "bins": settings.bins,
                 "fill": settings.fill,
                 "correct_only": settings.correct_only,
                 "layers": list(result.per_layer),
-                "per_layer": {name: _number(value) for name, value in result.per_layer.items()},
-                "occupied_bins": _number(result.occupied_bins),
+                "per_layer": {name: number(value) for name, value in result.per_layer.items()},
+                "occupied_bins": number(result.occupied_bins),
                 "degenerate": result.degenerate,
                 "reason": result.reason,
-                "full_bins": _number(result.full_bins),
+                "full_bins": number(result.full_bins),
                 "num_samples": result.num_samples,
                 "num_counted": result.num_counted,
                 "grid": grid,
-                **{name: _numbers(own.details()) for name, own in self._own.items()},
+                **{name: numbers(own.details()) for name, own in self._own.items()},
                 **recorder.notes,
             },
         }
@@ -400,12 +380,12 @@ class Recording:
         for key, settings in {"nac_me": self._recorder.settings, **self._recorder.grid}.items():
             per_layer = self._counters[_as_counted(settings)].per_layer(settings.fill)
             if key != "nac_me":
-                values[key] = _number(mean(list(per_layer.values())))
+                values[key] = number(mean(list(per_layer.values())))
                 grid[key] = settings.as_json()
             if len(per_layer) > 1:
                 for layer, value in per_layer.items():
                     at = f"{key}_at_{layer_key(layer)}"
-                    values[at] = _number(value)
+                    values[at] = number(value)
                     grid[at] = {**settings.as_json(), "layer": layer}
         return values, grid
 
@@ -418,13 +398,3 @@ def _on_cpu(parts: list[Tensor]) -> Tensor:
 def _as_counted(settings: CoverageSettings) -> CoverageSettings:
     """Settings whose states are counted alike: the counts serve for any fill."""
     return replace(settings, fill=1)
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of numbers by name, and of numbers within these."""
-    return {name: _numbers(v) if isinstance(v, Mapping) else _number(v) for name, v in values.items()}
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None

@@ -50,9 +50,21 @@ def _network(
     )
 
 
-def _coverage(name: str, source: str, description: str, *, control: bool = False) -> Criterion:
-    """Build a criterion that the recorder measures with a coverage counter of its own."""
-    return Criterion(name, True, "ind", ("features", "gradients"), PASS, source, description, control=control)
+def _coverage(
+    name: str, source: str, description: str, changes: dict[str, Any] | None = None, *, control: bool = False
+) -> Criterion:
+    """Build a criterion that is coverage with changed settings, or one that the recorder knows of."""
+    return Criterion(
+        name,
+        higher_is_better=True,
+        sees="ind",
+        needs=("features", "gradients"),
+        cost=PASS,
+        source=source,
+        description=description,
+        control=control,
+        changes=changes,
+    )
 
 
 for _builtin in (
@@ -146,13 +158,30 @@ for _builtin in (
         description="Coverage by contributions in nats and shares of an environment's samples; the least of them.",
         counter=lambda: importlib.import_module("nacme.robust").RobustCoverage(),
     ),
-    _coverage("nac_me_auto", f"{NAC}; the scale is ours", "NAC-ME with alpha set by the spread of z * g."),
     _coverage(
-        "nac_activation", f"{NAC}, ablation; the scale is ours", "NAC-ME of the activation alone, alpha auto."
+        "nac_me_auto",
+        f"{NAC}; the scale is ours",
+        "NAC-ME with alpha set by the spread of z * g.",
+        {"alpha": "auto"},
     ),
-    _coverage("nac_gradient", "ablation of ours", "NAC-ME of the gradient alone, alpha auto."),
+    # alone, activation and gradient are on scales of their own
     _coverage(
-        "nac_me_all", f"{NAC}; the authors count correct samples only", "NAC-ME of all samples: never accuracy."
+        "nac_activation",
+        f"{NAC}, ablation; the scale is ours",
+        "NAC-ME of the activation alone, alpha auto.",
+        {"alpha": "auto", "quantity": "activation"},
+    ),
+    _coverage(
+        "nac_gradient",
+        "ablation of ours",
+        "NAC-ME of the gradient alone, alpha auto.",
+        {"alpha": "auto", "quantity": "gradient"},
+    ),
+    _coverage(
+        "nac_me_all",
+        f"{NAC}; the authors count correct samples only",
+        "NAC-ME of all samples: never accuracy.",
+        {"correct_only": False},
     ),
     _coverage(
         "sham_count",

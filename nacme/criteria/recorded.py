@@ -1,12 +1,17 @@
-"""Which criteria a recording makes."""
+"""Which criteria a recording makes, and their values as JSON holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from nacme.criteria.registry import all_criteria, get_criterion
-from nacme.errors import ConfigError
+from nacme.errors import ConfigError, NacmeWarning
+
+if TYPE_CHECKING:
+    from nacme.criteria.network import Collected
 
 #: Recorded at every checkpoint whatever is asked for.
 ALWAYS = ("nac_me", "val_loss")
@@ -48,10 +53,52 @@ def chosen_criteria(names: Sequence[str] | None, with_target: bool) -> list[str]
     return [c.name for c in chosen if c.is_recorded and c.name not in ALWAYS]
 
 
-#: Criteria that are coverage with other settings. Alone, activation and gradient are on scales of their own.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "nac_me_auto": {"alpha": "auto"},
-    "nac_me_all": {"correct_only": False},
-    "nac_activation": {"alpha": "auto", "quantity": "activation"},
-    "nac_gradient": {"alpha": "auto", "quantity": "gradient"},
-}
+def computed(names: Sequence[str], data: Collected, diverged: bool, failed: set[str]) -> dict[str, float | None]:
+    """Compute the criteria that are functions of collected outputs, which may be anybody's.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Those that no function computes are passed over.
+    data : Collected
+    diverged : bool
+        Whether logits are NaN. What is computed from them is null then, though it may be a number all the same, as
+        the calibration error is.
+    failed : set of str
+        Names that were warned of; what fails is null, is warned of once and is added.
+
+    Returns
+    -------
+    dict of str to (float or None)
+    """
+    values: dict[str, float | None] = {}
+    for criterion in map(get_criterion, names):
+        if criterion.compute is None:
+            continue
+        values[criterion.name] = None
+        if diverged and "logits" in criterion.needs:
+            continue
+        try:
+            value = criterion.compute(data)
+            if not isinstance(value, str):
+                values[criterion.name] = number(float(value))
+                continue
+            problem = f"gave the text {value[:40]!r}, not a number"
+        except Exception as error:  # a user's function may raise anything
+            problem = f"failed with {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        if criterion.name not in failed:
+            failed.add(criterion.name)
+            warnings.warn(
+                f"criterion {criterion.name!r} {problem}; it is recorded as null", NacmeWarning, stacklevel=2
+            )
+    return values
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make numbers by name, and numbers within these, what JSON holds: see `number`."""
+    return {name: numbers(v) if isinstance(v, Mapping) else number(v) for name, v in values.items()}
+
+
+def number(value: float) -> float | None:
+    """Give None for NaN and infinity, which JSON has not."""
+    return value if math.isfinite(value) else None

@@ -11,9 +11,9 @@ This module imports neither torch nor pandas at import time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nacme.criteria import expressions
 from nacme.errors import CriterionError, NacmeError, nearest
@@ -22,9 +22,8 @@ from nacme.text import short
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
-    from nacme.taps import Reading
+    from nacme.criteria.counter import Counter
 
 Sees = Literal["ind", "target_unlabeled", "oracle"]
 Need = Literal["logits", "features", "gradients", "weights", "records"]
@@ -37,22 +36,6 @@ LONGEST_NAME = 200
 ENTRY_POINTS = "nacme.criteria"
 #: The package's own modules that register criteria; none imports torch before it computes one.
 OWN = ("nacme.criteria.builtin", "nacme.criteria.lodo", "nacme.criteria.craft")
-
-
-class Counter(Protocol):
-    """What measures a criterion batch by batch, keeping counts rather than the network's outputs."""
-
-    def update(self, env: str, reading: Reading, correct: Tensor) -> None:
-        """Count a batch of the split of that name: what the taps read, and which samples were correct, [B]."""
-
-    def value(self) -> float:
-        """Work out the criterion when the pass is over; NaN where it is undefined."""
-
-    def details(self) -> dict[str, Any]:
-        """List what the record says beside the value, as numbers by name."""
-
-    def memory(self, samples: int, width: int, splits: int, layers: int) -> int:
-        """Estimate the bytes held until the pass is over."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +68,8 @@ class Criterion:
         Whether it is recorded only when asked for by name.
     counter : callable, optional
         Makes the `Counter` that measures it on the splits that coverage is measured on, a fresh one each time.
+    changes : mapping, optional
+        For coverage with other settings than ``nac_me``'s: what it changes of the `CoverageSettings` in use.
     control : bool
         Whether it is a sham: it shares everything with another criterion but what that one claims to measure, and
         stands in tables for comparison, never as a candidate for use.
@@ -102,6 +87,7 @@ class Criterion:
     optional: bool = False
     counter: Callable[[], Counter] | None = None
     control: bool = False
+    changes: Mapping[str, Any] | None = None
 
     @property
     def is_recorded(self) -> bool:

@@ -204,3 +204,11 @@ def test_what_a_criterion_cannot_see_or_need_is_refused(field, value):
     }
     with pytest.raises(CriterionError, match=f"criterion 'odd': {field}="):
         registry.register(Criterion("odd", **{**given, field: value}))
+
+
+@pytest.mark.filterwarnings("ignore::nacme.errors.DegenerateCoverageWarning")
+def test_coverage_with_other_settings_is_declared_in_one_place(model, monkeypatch):
+    fewer = replace(registry.get_criterion("nac_me_auto"), name="fewer_bins", changes={"bins": 10})
+    monkeypatch.setitem(registry._REGISTRY, "fewer_bins", fewer)
+    record = Recorder(model, {"env0_out": loader(1)}, settings=SETTINGS, criteria=["fewer_bins"]).record()
+    assert record["fewer_bins"] == measure(model, loader(1), alpha=20.0, bins=10, fill=2).nac_me
