@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nacme.candidates import RAW, of_kinds
 from nacme.errors import CriterionError
 from nacme.settings import SETTINGS, Setting, parse_key
 
@@ -117,6 +118,7 @@ def nested_choice(
 
     from nacme.targets import observations
 
+    df = of_kinds(df, [RAW])
     several = df[df["n_test_envs"] > 1]
     if several.empty:
         raise CriterionError(

@@ -105,10 +105,11 @@ def fill_text(fill: float) -> str:
 
 def settings_map(settings: pd.DataFrame) -> Figure:
     """Draw tau over alpha, one row per fill and layer, averaged over M and the test envs."""
-    order = settings.sort_values(["layer", "fill"], ascending=[False, True])
+    order = settings.sort_values(["layer", "split", "fill"], ascending=[False, False, True])
     names = [
-        f"{'penultimate' if layer == 'mean' else 'earlier layer'}, O = {fill_text(fill)}"
-        for layer, fill in zip(order["layer"], order["fill"])
+        f"{'' if split == 'main' else f'{split}, '}{'its layer' if layer == 'mean' else 'other layer'}, "
+        f"O = {fill_text(fill)}"
+        for layer, split, fill in zip(order["layer"], order["split"], order["fill"])
     ]
     rows = pd.Categorical(names, categories=dict.fromkeys(names), ordered=True)
     shown = order.assign(setting=rows, alpha=order["alpha"].map(lambda alpha: f"{alpha}".removesuffix(".0")))

@@ -3,9 +3,12 @@
     python -m analysis.studies.records SWEEP analysis/studies/NAME --spec SPEC
     python -m analysis.studies.records MEASURED_AGAIN analysis/studies/NAME --inside
 
-Writes ``records.parquet`` (what `nacme.load_sweep` reads, paths from the sweep's directory on), ``spec.yaml`` and
-``about.json``: versions and testbed as the runs noted them, when they ended, and how long they took. With
-``--inside``: ``records_in.parquet``, the coverage of checkpoints measured again by ``nacme score --nac_split in``.
+Writes ``records.parquet`` (what `nacme.load_sweep` reads of the finished runs, paths from the sweep's directory
+on), ``spec.yaml`` and ``about.json``: how many runs of how many, versions and testbed as the runs noted them,
+where and on which splits coverage was measured, when they ended, and how long they took. With ``--merge`` runs
+that are stored already stay, as for a sweep of which another part was trained elsewhere; the same run read again
+takes the stored one's place. With ``--inside``: ``records_in.parquet``, the coverage of checkpoints measured again
+by ``nacme score --nac_split in``.
 """
 
 from __future__ import annotations
@@ -22,27 +25,57 @@ from typing import Any
 import pandas as pd
 
 import nacme
+from domainbed_plugins.sweep.jobs import make_jobs
+from domainbed_plugins.sweep.spec_file import load_spec
+
+#: What tells a run of a study from the others.
+RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 
 
-def keep(sweep: Path, out: Path, spec: Path) -> None:
-    """Keep a sweep's records, its specification and its circumstances."""
+def keep(sweep: Path, out: Path, spec: Path, *, merge: bool = False) -> None:
+    """Keep the records of a sweep's finished runs, its specification and its circumstances."""
     df = nacme.load_sweep(sweep)
-    unfinished = df.loc[~df["done"], "run"].nunique()
-    if unfinished:
-        raise SystemExit(f"{sweep}: {unfinished} runs are not finished; go on with nacme sweep run {spec}")
+    df = df[df["done"]].reset_index(drop=True)
+    if df.empty:
+        raise SystemExit(f"{sweep}: no run is finished; go on with nacme sweep run {spec}")
     out.mkdir(parents=True, exist_ok=True)
     df.attrs.clear()  # Parquet would keep them, the sweep's path on this machine among them
-    df["checkpoint"] = [str(Path(path).relative_to(sweep)) for path in df["checkpoint"]]
+    paths = [None if path is None else str(Path(path).relative_to(sweep)) for path in df["checkpoint"]]
+    df["checkpoint"] = pd.Series(paths, dtype=object)
+    about = described([sweep / run / "results.jsonl" for run in df["run"].unique()])
+    if merge and (out / "records.parquet").exists():
+        df = merged(pd.read_parquet(out / "records.parquet"), df)
+        about = joined(json.loads((out / "about.json").read_text()), about)
     df.to_parquet(out / "records.parquet", compression="zstd", index=False)
     shutil.copy(spec, out / "spec.yaml")
     about = {
         "command": f"nacme sweep run analysis/studies/{out.name}/spec.yaml --output_dir SWEEP --data_dir DATA",
         "runs": int(df["run"].nunique()),
-        "checkpoints": len(df),
-        **described(sorted(sweep.glob("*/results.jsonl"))),
+        "planned": len(make_jobs(load_spec(spec), out, "DATA")),
+        "checkpoints": len(df.drop_duplicates(["run", "step"])),
+        **about,
     }
     (out / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     print(json.dumps(about, indent=2))
+
+
+def merged(stored: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Put newly finished runs beside the stored ones; the same run read again takes the stored one's place."""
+    again = pd.MultiIndex.from_frame(stored[RUN]).isin(pd.MultiIndex.from_frame(new[RUN]))
+    kept = stored[~again]
+    taken = set(kept["run"])
+    new = new.assign(run=[f"{run}-again" if run in taken else run for run in new["run"]])
+    return pd.concat([kept, new], ignore_index=True).sort_values(["run", "test_env", "step"], ignore_index=True)
+
+
+def joined(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Say of runs that were trained at several places what holds for any of them; the minutes are the latest's."""
+    versions = {}
+    for key in sorted({*stored["versions"], *new["versions"]}):
+        said = [*stored["versions"].get(key, "").split(", "), *new["versions"].get(key, "").split(", ")]
+        versions[key] = ", ".join(sorted(set(filter(None, said))))
+    layers = sorted({*stored.get("layers", []), *new["layers"]})
+    return {**new, "versions": versions, "layers": layers, "ended": max(stored["ended"], new["ended"])}
 
 
 def keep_inside(sweep: Path, out: Path) -> None:
@@ -75,7 +108,12 @@ def described(results: list[Path]) -> dict[str, Any]:
     ended = [path.stat().st_mtime for path in results]
     begun = [min(file.stat().st_mtime for file in path.parent.iterdir()) for path in results]
     in_steps = [step_seconds(path) for path in results]
+    measured = [
+        json.loads(line).get("nac") or {} for path in results for line in path.read_text().splitlines()[:1]
+    ]
     return {
+        "layers": sorted({layer for nac in measured for layer in nac.get("layers", [])}),
+        "splits": sorted({nac["split"] for nac in measured if "split" in nac}),
         "versions": {key: ", ".join(sorted(values)) for key, values in sorted(said.items())},
         "ended": datetime.datetime.fromtimestamp(max(ended), datetime.timezone.utc).strftime("%Y-%m-%d"),
         # the median, for a run that was stopped and taken up again seems to last longer
@@ -97,9 +135,10 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="analysis/studies/NAME")
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--spec", type=Path, help="what the sweep was run by")
+    parser.add_argument("--merge", action="store_true", help="keep stored runs that this sweep does not hold")
     kinds.add_argument("--inside", action="store_true", help="keep what nacme score --nac_split in measured")
     flags = parser.parse_args()
     if flags.inside:
         keep_inside(flags.sweep, flags.out)
     else:
-        keep(flags.sweep, flags.out, flags.spec)
+        keep(flags.sweep, flags.out, flags.spec, merge=flags.merge)

@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("study", help="a folder beside this file")
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--algorithm", default="ERM")
-    parser.add_argument("--test_env", type=int, default=0)
+    parser.add_argument("--test_env", type=int, nargs="+", default=[0], help="of one run; several: single source")
     parser.add_argument("--hparams_seed", type=int, help="default: all of the study")
     parser.add_argument("--out", type=Path, help="where the runs go; default: a temporary folder")
     flags = parser.parse_args()
     whole = load_spec(HERE / flags.study / "spec.yaml")
     seeds = whole.hparams_seeds if flags.hparams_seed is None else [flags.hparams_seed]
-    spec = replace(whole, algorithms=[flags.algorithm], test_envs=[[flags.test_env]], hparams_seeds=seeds)
+    spec = replace(whole, algorithms=[flags.algorithm], test_envs=[flags.test_env], hparams_seeds=seeds)
     with tempfile.TemporaryDirectory() as temporary:
         out = flags.out or Path(temporary)
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the studies were trained: sums depend on it
@@ -71,7 +71,7 @@ def train(jobs: list[Job], options: dict[str, Any]) -> list[Outcome]:
 
 def compare(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Find each number's largest difference, over the checkpoints of the slice, beside its largest magnitude."""
-    key = ["dataset", "algorithm", "test_env", "trial_seed", "hparams_seed", "step"]
+    key = ["dataset", "algorithm", "test_env", "test_envs", "trial_seed", "hparams_seed", "step"]
     both = stored.merge(again, on=key, suffixes=("", " again"), validate="one_to_one")
     if len(both) < len(again):
         raise SystemExit(f"{len(again) - len(both)} of {len(again)} checkpoints are not among the stored ones")

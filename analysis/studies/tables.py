@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
-from scipy.stats import spearmanr
 
 import nacme
-from nacme import bootstrap
+from analysis.studies import controls
 from nacme.comparison import compare_criteria
+from nacme.criteria import expressions
 from nacme.criteria.registry import criterion, criterion_values, oriented_values
 from nacme.quality import selection_quality, summarise_quality
-from nacme.sensitivity import SEEING, grid_settings, nested_seeing_target, sensitivity
+from nacme.sensitivity import SEEING, grid_settings, nested_choice, nested_seeing_target, sensitivity
 
 #: What every study records, and combinations that could be had for nothing.
 RECORDED = [
@@ -37,32 +39,46 @@ RECORDED = [
     "weight_norm",
     "last",
 ]
-CRITERIA = [*RECORDED, "nac_me_nested", "any_nested"]
+NESTED = ["nac_me_seeing_target", "any_seeing_target"]
+#: What newer studies record besides.
+RECORDED_LATER = ["nac_me_all", "nac_me_robust"]
 RIVALS = ("val_acc", "nac_me", "last")
 PER = ("run", "sweep")
 
 
 @criterion(higher_is_better=True, sees="ind", needs=["records"], cost="none", source="analysis/studies")
-def nac_me_nested(df: pd.DataFrame) -> pd.Series[float]:
+def nac_me_seeing_target(df: pd.DataFrame) -> pd.Series[float]:
     """NAC-ME at the setting of the grid that ranks best in the data set's other test envs."""
-    return df["nac_me_nested"]
+    return df["nac_me_seeing_target"]
 
 
 @criterion(higher_is_better=True, sees="ind", needs=["records"], cost="none", source="analysis/studies")
-def any_nested(df: pd.DataFrame) -> pd.Series[float]:
+def any_seeing_target(df: pd.DataFrame) -> pd.Series[float]:
     """The criterion or setting of NAC-ME that ranks best in the data set's other test envs."""
-    return df["any_nested"]
+    return df["any_seeing_target"]
+
+
+def recorded(df: pd.DataFrame) -> list[str]:
+    """Name the criteria that records hold, without the controls."""
+    names = [*RECORDED, *RECORDED_LATER]
+    parts = {name: combined.parts if (combined := expressions.parse(name)) else (name,) for name in names}
+    return [name for name in names if all(part == "last" or part in df for part in parts[name])]
+
+
+def criteria(df: pd.DataFrame) -> list[str]:
+    """Name the criteria that records hold, what was chosen among settings and criteria, and the controls."""
+    return [*recorded(df), *NESTED, *controls.shams(df)]
 
 
 def with_nested(df: pd.DataFrame, settings: pd.DataFrame, criteria: pd.DataFrame) -> pd.DataFrame:
     """Add what `nested_settings` and `nested_criteria` chose as columns, turned so that higher is better."""
-    for name, table in (("nac_me_nested", settings), ("any_nested", criteria)):
+    for name, table in (("nac_me_seeing_target", settings), ("any_seeing_target", criteria)):
         values = pd.Series(float("nan"), index=df.index)
         keys = table[table["choice"] == SEEING].set_index("test_env")["key"].dropna()
         for env, key in keys.items():
             values[df["test_env"] == env] = oriented_values(df, key)
         df = df.assign(**{name: values})
-    return df
+    return df.copy()  # many columns, put together piece by piece, are slow to work with
 
 
 def settings(df: pd.DataFrame) -> pd.DataFrame:
@@ -97,73 +113,87 @@ def candidates(df: pd.DataFrame) -> list[str]:
     settings = [setting.key for setting in grid_settings(df) if df[setting.key].notna().any()]
     if df["dataset"].nunique() > 1:
         settings = [key for key in settings if "_at_" not in key]
-    return [*RECORDED, *settings]
+    return [*recorded(df), *settings]
 
 
-def facts(df: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
-    """Count what the records hold, and say how closely a setting's worth follows its tau with ``val_acc``."""
+def facts(df: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
+    """Count what the records hold, of how many runs, and say where coverage was measured."""
     values = df[df["step"] > 0].groupby("run")[["nac_me", "test_acc"]].nunique()
-    means = settings.groupby("key")[["kendall_tau", "tau_with_val_acc"]].mean().dropna()
     row = {
         "dataset": df["dataset"].iloc[0],
         "runs": len(values),
+        "planned": about.get("planned", len(values)),
         "checkpoints": len(df),
+        "layers": ", ".join(about.get("layers", [])) or "feeds the head",
         "degenerate": float(df["degenerate"].mean()),
         "constant_nac_me": int((values["nac_me"] == 1).sum()),
         "constant_test_acc": int((values["test_acc"] == 1).sum()),
-        "settings_rho": float(spearmanr(means["kendall_tau"], means["tau_with_val_acc"]).statistic),
     }
     return pd.DataFrame([row])
 
 
 def by_env(df: pd.DataFrame) -> pd.DataFrame:
     """Correlate each criterion with test accuracy in each test env, within runs and across the sweep."""
-    return pd.concat([nacme.rank_correlation(df, CRITERIA, per, pool_algorithms=True) for per in PER])
+    return pd.concat([nacme.rank_correlation(df, criteria(df), per, pool_algorithms=True) for per in PER])
 
 
 def overall(df: pd.DataFrame) -> pd.DataFrame:
     """Correlate within runs, all test envs of the data set together, beside the differences from the rivals."""
+    names = criteria(df)
     whole = df.assign(test_env=-1)
-    table = nacme.rank_correlation(whole, CRITERIA, pool_algorithms=True).drop(columns="test_env")
-    table = table.merge(partial_intervals(df), "left", "criterion")
+    table = nacme.rank_correlation(whole, names, pool_algorithms=True).drop(columns="test_env")
+    table = table.merge(controls.beyond(df, names), "left", "criterion")
     as_test = whole.assign(test_acc=criterion_values(df, "val_acc"))
-    with_val_acc = nacme.rank_correlation(as_test, CRITERIA, n_boot=1, pool_algorithms=True)
+    with_val_acc = nacme.rank_correlation(as_test, names, n_boot=1, pool_algorithms=True)
     table["tau_with_val_acc"] = with_val_acc["kendall_tau"]
     for rival in RIVALS:
-        others = [name for name in CRITERIA if name != rival]
+        others = [name for name in names if name != rival]
         compared = compare_criteria(whole, others, rival, pool_algorithms=True).set_index("criterion")
         told = compared[["n_runs", "difference", "low", "high", "p_value", "p_holm"]]
         columns = told.add_prefix(f"less_{rival}_")
         table = table.merge(columns, "left", left_on="criterion", right_index=True)
     for per in PER:
-        regret = summarise_quality(selection_quality(df, CRITERIA, per)).set_index("criterion")["regret"]
+        regret = summarise_quality(selection_quality(df, names, per)).set_index("criterion")["regret"]
         table[f"regret_per_{per}"] = table["criterion"].map(regret)
     return table
 
 
-def partial_intervals(df: pd.DataFrame) -> pd.DataFrame:
-    """Average within runs the rank correlation that is left once the step is held fixed, with its interval."""
-    runs = df.assign(test_env=df["run"].factorize()[0])  # one row a run
-    table = nacme.rank_correlation(runs, CRITERIA, n_boot=1, pool_algorithms=True)
-    rows = []
-    for name, of_runs in table.groupby("criterion", sort=False):
-        values = of_runs["partial_spearman_step"].to_numpy(float)
-        values = values[np.isfinite(values)]
-        weights = bootstrap.run_weights(len(values), 1000, bootstrap.generator(0, "partial"))
-        low, high = bootstrap.mean_interval(values, weights, 0.95)
-        rows.append({"criterion": name, "partial_low": float(low), "partial_high": float(high)})
-    return pd.DataFrame(rows)
+def honest(df: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Choose settings and criteria without the target, where runs hold out several test envs.
+
+    Parameters
+    ----------
+    df : DataFrame
+        A study's records, as they were recorded.
+    pairs : DataFrame, optional
+        Those of the study with pairs of test envs on the same data, whose algorithms count.
+
+    Returns
+    -------
+    DataFrame or None
+        `nacme.sensitivity.nested_choice` among the settings (``among == "settings"``) and among the criteria and
+        settings (``"all"``).
+    """
+    whole = df
+    if pairs is not None:
+        kept = df[df["algorithm"].isin(pairs["algorithm"])]
+        whole = pd.concat([kept, pairs.assign(run="pairs/" + pairs["run"])], ignore_index=True)
+    if not (whole["n_test_envs"] > 1).any():
+        return None
+    tables = [nested_choice(whole, baselines=RIVALS).assign(among="settings")]
+    tables.append(nested_choice(whole, baselines=RIVALS, candidates=candidates(whole)).assign(among="all"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def choices(df: pd.DataFrame) -> pd.DataFrame:
     """Say what each criterion's choices are worth over test envs, and how often they beat the rivals'."""
-    tables = [selection_quality(df, CRITERIA, per, baselines=RIVALS) for per in PER]
+    tables = [selection_quality(df, criteria(df), per, baselines=RIVALS) for per in PER]
     return pd.concat([summarise_quality(table) for table in tables])
 
 
 def regret_per_run(df: pd.DataFrame) -> pd.DataFrame:
     """Average over the runs of a test env what stopping by each criterion costs, in points, and what ties do."""
-    chosen = nacme.select(df, CRITERIA, per="run")
+    chosen = nacme.select(df, criteria(df), per="run")
     averaged = ["regret", "regret_over_ties", "n_tied", "no_choice"]
     chosen = chosen.astype(dict.fromkeys(averaged, float))
     return chosen.groupby(["dataset", "test_env", "criterion"], as_index=False)[averaged].mean()
@@ -189,10 +219,10 @@ def splits(df: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in keys:
         # compare_criteria wants names of criteria; these two are not asked for here
-        pair = both.assign(test_env=-1, nac_me_nested=both[name], any_nested=both[f"{name} in"])
-        found = compare_criteria(pair, "any_nested", "nac_me_nested", pool_algorithms=True).iloc[0]
+        pair = both.assign(test_env=-1, nac_me_seeing_target=both[name], any_seeing_target=both[f"{name} in"])
+        found = compare_criteria(pair, "any_seeing_target", "nac_me_seeing_target", pool_algorithms=True).iloc[0]
         agree = nacme.rank_correlation(
-            pair.assign(test_acc=both[f"{name} in"]), "nac_me_nested", pool_algorithms=True
+            pair.assign(test_acc=both[f"{name} in"]), "nac_me_seeing_target", pool_algorithms=True
         )
         rows.append(
             {
