@@ -43,11 +43,9 @@ TABLE = (
     Row("MNIST_CNN (all MNIST data sets): the map before the mean over positions", "bn3", "conv4"),
     Row("CLIP's ViT, of OpenAI's package", "network.transformer.resblocks.11.mlp.gelu"),
     Row("ViT, DINOv2 and timm's: all tokens", "network.blocks.11.norm2"),
-    Row("the same behind another normalization of images", "network.body.blocks.11.norm2"),
     Row("SWAG's RegNetY", "network.head", "network.trunk_output"),
     Row("torchvision's ResNets", "network.avgpool", "network.layer4"),
     Row("timm's ResNets (AugMix, ResNet-10), by its name there", "network.global_pool", "network.layer4"),
-    Row("the same behind another normalization of images", "network.body.global_pool", "network.body.layer4"),
 )
 
 
