@@ -132,9 +132,9 @@ def _heatmap(cell: pd.DataFrame, value: str, label: str) -> Any:
 
 
 def _label(row: dict[Any, Any], table: pd.DataFrame) -> str:
-    """Name what is not alpha: bins and fill, and samples and layer where they vary."""
+    """Name what is not alpha: bins and fill, and samples, split and layer where they vary."""
     parts = [f"M={row['bins']}", f"O={row['fill']}"]
-    parts += [str(row[name]) for name in ("samples", "layer") if table[name].nunique() > 1]
+    parts += [str(row[name]) for name in ("samples", "split", "layer") if table[name].nunique() > 1]
     return " ".join(parts)
 
 
@@ -170,7 +170,7 @@ def _nested_table(chosen: pd.DataFrame, honest: bool) -> Table:
 
 
 def _settings_table(table: pd.DataFrame) -> Table:
-    keys = ["dataset", "key", "alpha", "bins", "fill", "samples", "layer"]
+    keys = ["dataset", "key", "alpha", "bins", "fill", "samples", "split", "layer"]
     means = (
         table.astype({"alpha": str, "fill": str})
         .groupby(keys, sort=False, observed=True)
@@ -183,6 +183,7 @@ def _settings_table(table: pd.DataFrame) -> Table:
         integer("bins", "bins"),
         text("fill", "fill"),
         text("samples", "samples"),
+        text("split", "split"),
         text("layer", "layer"),
         decimal("Kendall tau", "kendall_tau"),
         points("regret", "regret"),

@@ -27,6 +27,7 @@ from nacme.errors import ConfigError
 from nacme.files import refuse_unusual
 from nacme.plots.style import counted
 from nacme.report.candidates import candidates_section
+from nacme.report.controls import controls_section
 from nacme.report.findings import STEPS, Findings, Population, gather
 from nacme.report.page import Section, draw_panels, export_section, write_file
 from nacme.report.settings import coverage_section, settings_section
@@ -100,6 +101,7 @@ def write_report(
         _selection,
         partial(_ranking, population="run", title="Ranking the checkpoints of a run"),
         partial(_ranking, population="sweep", title="Ranking all checkpoints of a sweep"),
+        partial(controls_section, df=observations(df, targets)[0], include_step0=include_step0),
         _scatter,
         _curves,
         partial(settings_section, df=observations(df, targets)[0], whole=df, include_step0=include_step0),

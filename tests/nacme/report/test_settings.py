@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nacme import load_sweep, select
+from nacme import load_sweep, rank_correlation, select
+from nacme.report.settings import _label
 from nacme.report.write import write_report
 from nacme.sensitivity import nested_seeing_target, sensitivity
 
@@ -15,6 +16,7 @@ GRID = {
     for alpha in ("0p1", "1p0")
     for fill in ("500", "0p08")
 }
+GRID |= {f"{key}_in": {**setting, "split": "in"} for key, setting in GRID.items()}
 
 
 @pytest.fixture
@@ -48,6 +50,29 @@ def test_settings_are_shown_and_exported_as_the_statistics_give_them(sweep, tmp_
     means = nested[nested["test_env"] == "mean"].set_index("choice")["kendall_tau"]
     by_hand = nested_seeing_target(df).groupby("choice")["kendall_tau"].mean()
     assert means.to_dict() == pytest.approx(by_hand.to_dict())
+
+
+def test_settings_on_several_splits_are_not_averaged(sweep):
+    table = sensitivity(load_sweep(sweep)).assign(alpha=lambda t: t["alpha"].map(str))
+    labels = [_label(row, table) for row in table.to_dict("records")]
+    assert table.assign(label=labels).groupby(["alpha", "label", "test_env"]).size().eq(1).all()
+    assert {label.split()[-1] for label in labels} == {"main", "in"}
+
+
+def test_controls_stand_beside_coverage_and_are_marked(sweep, tmp_path):
+    for path in sweep.glob("*/results.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [{**line, "sham_count": line["step"]} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in steps))
+    df = load_sweep(sweep)
+    page = write_report(df, tmp_path / "report.html", export=tmp_path / "export", n_boot=50).read_text()
+    assert "Coverage and its controls" in page
+    found = pd.read_csv(tmp_path / "export" / "controls.csv")
+    expected = rank_correlation(df, ["nac_me", "sham_count"], n_boot=50)
+    assert found["kendall_tau"].tolist() == pytest.approx(expected["kendall_tau"].tolist())
+    assert set(found.loc[found["criterion"] == "sham_count", "what"]) == {"control"}
+    summary = pd.read_csv(tmp_path / "export" / "summary-run.csv")
+    assert "sham_count" not in set(summary["criterion"])
 
 
 def test_without_a_grid_or_counts_there_are_no_such_sections(simulated_sweep, tmp_path):
