@@ -35,7 +35,7 @@ def run_select(
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the chosen checkpoints of a sweep."""
-    from nacme.selection import select
+    from nacme.selection import TIE_RULE, select
     from nacme.targets import observations
 
     df = _load(sweep, modules, strict)
@@ -45,6 +45,11 @@ def run_select(
     table = select(df, names, per, targets=targets, candidates=wanted)
     if note := observations(df, targets)[1]:
         _say(note)
+    if none := int(table["no_choice"].sum()):
+        _say(
+            f"{none} of {len(table)} choices are no choice: more than half of the candidates tie, and a rule "
+            f"decides ({TIE_RULE})"
+        )
     write_frame(table, form)
 
 

@@ -140,6 +140,12 @@ def _choice(findings: Findings) -> Verdict:
         f"{row['regret']:.1f} points short of the best possible; what {second} chooses has "
         f"{100 * table.loc[rival, 'top1_acc']:.1f}%, {table.loc[rival, 'regret']:.1f} short. "
     )
+    for name, title in ((findings.judged, first), (rival, second)):
+        if none := int(table.loc[name, "n_no_choice"]):
+            said += (
+                f"{none} of the {int(table.loc[name, 'n_populations'])} choices by {title} rest on a tie of more "
+                "than half of the candidates, which is no choice. "
+            )
     won, lost = int(row[f"wins_over_{rival}"]), int(row[f"losses_to_{rival}"])
     verb = "gains" if gain >= 0 else "loses"
     said += (

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def test_select_prints_the_contracts_rows(simulated_sweep: Path) -> None:
     assert len(result) == 30
     assert all(isinstance(row["step"], int) and row["regret"] >= 0 for row in result)
     assert len(rows("select", simulated_sweep, "--per", "run", "--criterion", "nac_me,last")) == 48
+
+
+def test_select_says_which_choices_are_none(
+    write_sweep: Callable[..., Path], simulated_sweep: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path / "s", nac_me="constant", envs=2, hparams_seeds=1, trial_seeds=1)
+    done = nacme("select", sweep, "--criterion", "nac_me", "--format", "json")
+    found = json.loads(done.stdout)
+    assert [(row["n_tied"], row["no_choice"], row["step"]) for row in found] == [(9, True, 0)] * 2
+    assert all(row["regret_over_ties"] < row["regret"] for row in found)
+    assert "2 of 2 choices are no choice: more than half of the candidates tie" in done.stderr
+    assert "no choice" not in nacme("select", simulated_sweep, "--criterion", "nac_me").stderr
 
 
 def test_correlate_prints_the_contracts_rows(simulated_sweep: Path) -> None:

@@ -378,8 +378,9 @@ def test_verdict_on_a_constant_criterion_is_undefined_with_its_reason(
     write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
     sweep = load_sweep(write_sweep(tmp_path / "s", nac_me="constant"))
-    within, across, _ = judge(sweep)
+    within, across, choice = judge(sweep)
     assert within.kind == across.kind == "undefined"
+    assert "6 of the 6 choices by NAC-ME rest on a tie of more than half of the candidates" in choice.sentence
     assert "constant criterion" in within.sentence
     assert "constant criterion" in across.sentence
     path = write_report(sweep[sweep["test_env"] == 0], tmp_path / "r.html", n_boot=20)
