@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nacme.candidates import RAW, of_kinds
 from nacme.errors import ConfigError
 from nacme.plots.style import (
     MARKERS,
@@ -53,6 +54,7 @@ def scatter(df: pd.DataFrame, criterion: str, *, columns: int = 3) -> Figure:
         If the frame is empty or lacks a column.
     """
     require(df, criterion, "test_acc", "step", "run", "dataset", "test_env")
+    df = of_kinds(df, [RAW])
     cells = list(df.groupby(["dataset", "test_env"], sort=True))
     figure, axes = panel_grid(len(cells), 3.3, columns)
     low, high = float(df["step"].min()), float(df["step"].max())
@@ -124,6 +126,7 @@ def training_curves(
         If the frame is empty or lacks a column, or if `max_runs` is below 1.
     """
     require(df, "test_acc", "val_acc", "step", "run", "dataset", "test_env")
+    df = of_kinds(df, [RAW])
     if max_runs < 1:
         raise ConfigError(f"max_runs is {max_runs}; draw at least 1 run")
     cells = list(df.groupby(["dataset", "test_env"], sort=True))

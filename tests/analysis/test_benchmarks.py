@@ -130,3 +130,15 @@ def test_the_command_writes_its_files(tmp_path):
     page = (tmp_path / "results.md").read_text()
     assert "| MNIST_CNN | penultimate | 50 | 384 |" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
+
+
+def test_what_averages_cost_is_measured(tmp_path):
+    """A smoke run: the figures are there, and no candidate of the sweep it makes fails."""
+    command = [sys.executable, "-m", "analysis.benchmarks.averages", "--dataset", "RotatedDigits"]
+    command += ["--runs", "2", "--steps", "2", "--out", str(tmp_path / "figures.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["step"]["ratio_sma"] > 1
+    assert figures["step"]["ratio_sma_ema"] > 1
+    assert figures["average"]["ratio"] > 0
+    assert "of RotatedDigits" not in done.stderr

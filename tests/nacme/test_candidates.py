@@ -197,3 +197,17 @@ def test_the_report_shows_what_candidates_gain(sweep, tmp_path):
         of_kinds(df, ["raw"]), tmp_path / "raw.html", criteria=["nac_me", "val_acc"], n_boot=20
     ).read_text()
     assert "What other candidates gain" not in plain
+
+
+def test_figures_show_raw_checkpoints_alone(sweep):
+    from nacme import plots
+
+    df = nacme.load_sweep(sweep)
+    picks = nacme.select(df, "val_acc", "run", candidates=["raw"])
+    for draw in (lambda rows: plots.scatter(rows, "nac_me"), lambda rows: plots.training_curves(rows, picks)):
+        both, raw = draw(df), draw(of_kinds(df, ["raw"]))
+        for mine, theirs in zip(both.axes, raw.axes, strict=True):
+            points = [[part.get_offsets().shape for part in ax.collections] for ax in (mine, theirs)]
+            lines = [[line.get_xydata().shape for line in ax.lines] for ax in (mine, theirs)]
+            assert points[0] == points[1]
+            assert lines[0] == lines[1]
