@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,7 @@ def steps(dataset: str, count: int) -> dict[str, Any]:
     plain, added = [], {kinds: [] for kinds in averages}
     for step in range(count + 2):
         taken = clocked(lambda: network.update(batch))
-        extra = {
-            kinds: clocked(lambda kept=kept, step=step: kept.update(step)) for kinds, kept in averages.items()
-        }
+        extra = {kinds: clocked(partial(kept.update, step)) for kinds, kept in averages.items()}
         if step > 1:  # the first warm up
             plain.append(taken)
             for kinds, seconds in extra.items():

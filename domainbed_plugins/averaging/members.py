@@ -76,7 +76,7 @@ def find_groups(df: pd.DataFrame, wanted: str, order: str, failures: list[str]) 
     order : str
         The criterion that members are ordered by. It must not look at the test environments.
     failures : list of str
-        Receives a line for each run without a saved checkpoint.
+        Receives a line for each run that is not finished, or has no saved checkpoint.
 
     Returns
     -------
@@ -95,6 +95,9 @@ def find_groups(df: pd.DataFrame, wanted: str, order: str, failures: list[str]) 
     for key, of_group in rows.groupby(_GROUP, sort=True):
         members = []
         for run, of_run in of_group.groupby("run", sort=True):
+            if not of_run["done"].all():
+                failures.append(f"{run}: not finished, so it is no member")
+                continue
             saved = of_run[of_run["checkpoint"].notna()]
             if saved.empty:
                 failures.append(f"{run}: no checkpoint was saved, so it is no member")

@@ -156,6 +156,14 @@ def test_a_sweep_without_pairs_of_runs_says_so(sweep):
         average(sweep, None, options())
 
 
+def test_runs_that_are_not_finished_have_no_part(sweep):
+    run = next(sweep.glob("*/done")).parent
+    (run / "done").unlink()
+    outcome = average(sweep, None, options(kinds=["ensemble"]))
+    assert outcome.failures == [f"{run.name}: not finished, so it is no member"]
+    assert candidates(sweep)["ensemble"]["networks"] == 2
+
+
 def test_the_command_prints_what_each_kind_gains(sweep, capsys):
     main([str(sweep), "--kinds", "soup", "--nac_layers", "penultimate", "--format", "json"])
     out, err = capsys.readouterr()
