@@ -118,7 +118,7 @@ def rank_correlation(
 
     check_arguments(population, n_boot, confidence)
     names = [criteria] if isinstance(criteria, str) else list(criteria)
-    df, targets_note = observations(df, targets, (candidate,))
+    df, targets_note = observations(df, targets, candidate)
     step0_note, cells = split_cells(df, names, population, include_step0, pool_algorithms)
     results: list[dict[str, object]] = []
     where: dict[str, list[str]] = {}

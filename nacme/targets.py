@@ -22,7 +22,7 @@ _ACCURACIES = ["test_acc", "test_out_acc"]
 
 
 def observations(
-    df: pd.DataFrame, targets: Targets | None = None, candidates: Sequence[str] | None = (RAW,)
+    df: pd.DataFrame, targets: Targets | None = None, candidates: str | Sequence[str] | None = (RAW,)
 ) -> tuple[pd.DataFrame, str | None]:
     """Turn a sweep into runs with one target each.
 
@@ -34,9 +34,10 @@ def observations(
         ``"mean"``: the target is the mean accuracy over a run's test envs, one observation a run. ``"each"``:
         every test env by itself, and runs that trained on other envs apart. None: runs with one test env, if there
         are any (those with several only serve ``leave_one_out``); otherwise ``"mean"``.
-    candidates : sequence of str or None
+    candidates : sequence of str, str or None
         Kinds of candidates to take, as for `nacme.candidates.of_kinds`: raw checkpoints alone, so that no
-        population mixes kinds unasked. None: all.
+        population mixes kinds unasked. A name by itself: the one kind that all that follows knows, whose rows
+        are without the column ``candidate``. None: all.
 
     Returns
     -------
@@ -58,9 +59,9 @@ def observations(
         raise ConfigError(f"targets must be 'each' or 'mean', not {targets!r}")
     if df.empty:
         raise SweepError(f"{df.attrs.get('path', 'the sweep')} holds no checkpoints")
-    df = of_kinds(df, candidates)
-    if candidates is not None and RAW not in candidates and len(candidates) == 1:
-        df = df.drop(columns="candidate")  # the one kind there is, for all that follows
+    df = of_kinds(df, [candidates] if isinstance(candidates, str) else candidates)
+    if isinstance(candidates, str) and "candidate" in df:
+        df = df.drop(columns="candidate")
     several = df["n_test_envs"] > 1
     if not several.any():
         return df, None

@@ -97,6 +97,7 @@ def passes(sweep: Path, data_dir: str | None, dataset: str, runs: int) -> dict[s
         directory.mkdir()
         record = {"step": 0, "args": {**args, "hparams_seed": run}, "hparams": hparams, **unknown}
         (directory / "results.jsonl").write_text(json.dumps(record) + "\n")
+        (directory / "done").touch()
         content = {"model_dict": network.state_dict(), "model_hparams": hparams, "args": record["args"]}
         torch.save(content, directory / "model.pkl")
     record_options = RecordOptions(layers="penultimate", criteria=[])
