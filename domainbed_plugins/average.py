@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SweepError("no candidate could be made; see above")
 
     from nacme.output import write_frame
-    from nacme.quality import candidate_gains
     from nacme.records.load import load_sweep
+    from nacme.study.quality import candidate_gains
 
     write_frame(candidate_gains(load_sweep(flags.sweep)), flags.format)
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from nacme.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nacme.comparison import compare_criteria
-    from nacme.correlation import rank_correlation
     from nacme.coverage import NeuronActivationCoverage
     from nacme.errors import NacmeError, NacmeWarning
     from nacme.measurement import Measurement, measure
-    from nacme.quality import selection_quality
-    from nacme.recommendation import recommend
     from nacme.recorder import Recorder
     from nacme.records.load import load_sweep
-    from nacme.selection import select
     from nacme.settings import CoverageSettings
     from nacme.states import kl_gradients, neuron_states
+    from nacme.study.comparison import compare_criteria
+    from nacme.study.correlation import rank_correlation
+    from nacme.study.quality import selection_quality
+    from nacme.study.recommendation import recommend
+    from nacme.study.selection import select
 
 _HOMES = {
     "kl_gradients": "nacme.states",
@@ -33,12 +33,12 @@ _HOMES = {
     "CoverageSettings": "nacme.settings",
     "Recorder": "nacme.recorder",
     "load_sweep": "nacme.records",
-    "select": "nacme.selection",
-    "recommend": "nacme.recommendation",
+    "select": "nacme.study.selection",
+    "recommend": "nacme.study.recommendation",
     "load_ensemble": "domainbed_plugins.averaging.ensemble",
-    "rank_correlation": "nacme.correlation",
-    "compare_criteria": "nacme.comparison",
-    "selection_quality": "nacme.quality",
+    "rank_correlation": "nacme.study.correlation",
+    "compare_criteria": "nacme.study.comparison",
+    "selection_quality": "nacme.study.quality",
     "NacmeError": "nacme.errors",
     "NacmeWarning": "nacme.errors",
 }

@@ -14,12 +14,12 @@ from nacme.criteria.expressions import split
 from nacme.criteria.registry import all_criteria, default_criteria, held_controls, load_criteria_module
 from nacme.errors import ConfigError
 from nacme.output import Format, say, write_frame
-from nacme.text import printable
+from nacme.system.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nacme.selection import Per
+    from nacme.study.selection import Per
     from nacme.targets import Targets
 
 
@@ -35,7 +35,7 @@ def run_select(
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the chosen checkpoints of a sweep."""
-    from nacme.selection import TIE_RULE, select
+    from nacme.study.selection import TIE_RULE, select
     from nacme.targets import observations
 
     df = _load(sweep, modules, strict)
@@ -69,8 +69,8 @@ def run_correlate(
     modules: Sequence[str] | None = None,
 ) -> None:
     """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
-    from nacme.authors import authors_table
-    from nacme.correlation import rank_correlation
+    from nacme.study.authors import authors_table
+    from nacme.study.correlation import rank_correlation
 
     if authors_way and (targets == "each" or population == "sweep" or pool_algorithms or candidates):
         raise ConfigError(
@@ -139,7 +139,7 @@ def run_report(
 
 def run_recommend(sweep: Path, form: Format, *, one_network: bool, targets: Targets | None = None) -> None:
     """Print the candidate to ship for each data set and test env."""
-    from nacme.recommendation import recommend
+    from nacme.study.recommendation import recommend
 
     df = _load(sweep, None)
     if (found := kinds(df)) == [RAW]:

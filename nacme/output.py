@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from nacme.children import leave_working_directory
 from nacme.errors import NacmeError
-from nacme.text import printable, spreadsheet_safe
+from nacme.system.text import printable, spreadsheet_safe
 
 if TYPE_CHECKING:
     import pandas as pd

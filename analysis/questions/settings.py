@@ -4,7 +4,7 @@ import sys
 
 import nacme
 from nacme import plots
-from nacme.sensitivity import sensitivity
+from nacme.study.sensitivity import sensitivity
 
 sweep, figure = sys.argv[1:]
 df = nacme.load_sweep(sweep)

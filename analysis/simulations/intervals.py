@@ -12,8 +12,8 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from analysis.simulations.runs import VALUES, drift
-from nacme import bootstrap
-from nacme.statistics import Array, RunPairs
+from nacme.inference import bootstrap
+from nacme.inference.statistics import Array, RunPairs
 
 RUNS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 28, 36)
 BATCH = 250

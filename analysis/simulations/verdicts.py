@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.simulations.runs import NULLS, sweeps
-from nacme import bootstrap
-from nacme.comparison import compare_criteria
-from nacme.correlation import Population
-from nacme.decision import decide, decide_choice
-from nacme.quality import selection_quality, summarise_quality
+from nacme.inference import bootstrap
+from nacme.inference.decision import decide, decide_choice
+from nacme.study.comparison import compare_criteria
+from nacme.study.correlation import Population
+from nacme.study.quality import selection_quality, summarise_quality
 
 RUNS = (2, 3, 4, 5, 6, 8, 12, 20, 40)
 WITHIN, ACROSS = 1000, 150  # sweeps

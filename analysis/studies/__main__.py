@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from analysis.studies import controls, figures, markdown, tables
 from nacme import plots
-from nacme.authors import authors_table
 from nacme.errors import NacmeWarning
 from nacme.plots.style import render
+from nacme.study.authors import authors_table
 from nacme.targets import observations
 
 #: A study of this ending holds runs with pairs of test envs on the data of the study without it.

@@ -9,11 +9,11 @@ import pandas as pd
 from scipy.special import stdtrit
 
 import nacme
-from nacme import bootstrap, statistics
-from nacme.comparison import compare_criteria
-from nacme.correlation import BEYOND
 from nacme.criteria.registry import all_criteria, oriented_values
+from nacme.inference import bootstrap, statistics
 from nacme.settings import parse_key
+from nacme.study.comparison import compare_criteria
+from nacme.study.correlation import BEYOND
 
 #: Coverage that is set against the shams, where the records hold it; and the setting of PROTOCOL.md.
 COVERAGE = ("nac_me", "nac_me_all", "nac_me_auto", "nac_me_robust")

@@ -9,9 +9,9 @@ import pandas as pd
 
 from analysis.studies.figures import fill_text
 from analysis.studies.tables import RIVALS
-from nacme.bootstrap import LEAST_RUNS
-from nacme.decision import decide
-from nacme.sensitivity import SEEING
+from nacme.inference.bootstrap import LEAST_RUNS
+from nacme.inference.decision import decide
+from nacme.study.sensitivity import SEEING
 
 #: The criteria that stand beside each other in each test env.
 SHOWN = ["val_acc", "nac_me", "nac_me_seeing_target", "last"]

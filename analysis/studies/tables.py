@@ -9,11 +9,11 @@ import pandas as pd
 
 import nacme
 from analysis.studies import controls
-from nacme.comparison import compare_criteria
 from nacme.criteria import expressions
 from nacme.criteria.registry import criterion, criterion_values, oriented_values
-from nacme.quality import selection_quality, summarise_quality
-from nacme.sensitivity import SEEING, grid_settings, nested_choice, nested_seeing_target, sensitivity
+from nacme.study.comparison import compare_criteria
+from nacme.study.quality import selection_quality, summarise_quality
+from nacme.study.sensitivity import SEEING, grid_settings, nested_choice, nested_seeing_target, sensitivity
 
 #: What every study records, and combinations that could be had for nothing.
 RECORDED = [
@@ -171,7 +171,7 @@ def honest(df: pd.DataFrame, pairs: pd.DataFrame | None) -> pd.DataFrame | None:
     Returns
     -------
     DataFrame or None
-        `nacme.sensitivity.nested_choice` among the settings (``among == "settings"``) and among the criteria and
+        `nested_choice` among the settings (``among == "settings"``) and among the criteria and
         settings (``"all"``).
     """
     whole = df

@@ -18,9 +18,9 @@ from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.checkpoints import load_checkpoint
 from domainbed_plugins.runs.export import describe, export, open_out, write_card
 from domainbed_plugins.runs.saved import check_step
-from nacme import files
 from nacme.candidates import FOLDER, SEVERAL_NETWORKS
 from nacme.errors import SweepError
+from nacme.system import files
 
 
 def export_named(

@@ -22,8 +22,8 @@ from domainbed_plugins.detection.options import COVARIATE, DETECTORS, Detection,
 from domainbed_plugins.machine import default_workers, free_memory
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_checkpoint, load_weights
 from domainbed_plugins.runs.saved import Job, check_step
-from nacme.bootstrap import generator
 from nacme.errors import ConfigError, LayerError, NacmeError, NacmeWarning
+from nacme.inference.bootstrap import generator
 from nacme.ood.evaluation import bootstrap_intervals, detection_metrics
 from nacme.ood.outliers import resized
 from nacme.ood.score_plots import INSIDE

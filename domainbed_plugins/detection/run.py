@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_plugins.detection.options import COVARIATE, DETECTORS, Detection, DetectOptions
 from domainbed_plugins.runs.saved import Job, find_jobs
-from nacme import files
 from nacme.errors import ConfigError, SweepError, nearest
 from nacme.records.run import DETECTED, RESULTS
+from nacme.system import files
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,8 @@ from torch import nn
 
 from domainbed_plugins.backends import networks
 from domainbed_plugins.interface import Testbed
-from nacme import files
 from nacme.errors import NacmeError
+from nacme.system import files
 
 #: From this version on, ``weights_only`` has no known way round it.
 SAFE_TORCH = (2, 10)

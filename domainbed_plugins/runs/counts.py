@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from domainbed_plugins.runs import files as run_files
-from nacme.shams import Counts, permuted_coverage
+from nacme.criteria.shams import Counts, permuted_coverage
 
 SHAM = "sham_permuted"
 

@@ -15,9 +15,9 @@ from domainbed_plugins.runs.checkpoints import load_checkpoint
 from domainbed_plugins.runs.keep import read_averages
 from domainbed_plugins.runs.records import Records, read_records
 from domainbed_plugins.runs.saved import check_step, saved_models
-from nacme import files
 from nacme.errors import SweepError, nearest
 from nacme.records.lines import Faults
+from nacme.system import files
 
 #: Keys of a record that are no criterion values.
 _OTHER = ("args", "hparams", "nac", "step", "epoch", "step_time", "mem_gb", "candidate", "members", "asked")

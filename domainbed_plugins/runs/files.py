@@ -17,8 +17,8 @@ import torch
 
 from domainbed_plugins.runs.checkpoints import load_tensors
 from domainbed_plugins.runs.paths import FAILED, RESULTS, STATE
-from nacme import files
 from nacme.errors import ConfigError, NacmeError
+from nacme.system import files
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

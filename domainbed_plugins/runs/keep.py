@@ -24,7 +24,7 @@ from nacme.errors import ConfigError, NacmeError, SweepError
 from nacme.output import say
 from nacme.records.lines import Faults, read_lines
 from nacme.records.run import final_step
-from nacme.text import printable
+from nacme.system.text import printable
 
 _BEST = "best:"
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_plugins.runs.paths import DONE, LOCK
-from nacme import files
 from nacme.errors import NacmeError
+from nacme.system import files
 
 #: Seconds that a run waits for its lock: looking at a lock takes it for a moment.
 PATIENCE = 2.0

@@ -13,12 +13,12 @@ from typing import Any
 
 from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.lock import changing
-from nacme import files
 from nacme.criteria.registry import recorded_names
 from nacme.errors import ConfigError, NacmeError, NacmeWarning
 from nacme.records.lines import Faults, read_lines
 from nacme.records.load import run_names
 from nacme.records.run import read_run
+from nacme.system import files
 
 
 @dataclass(frozen=True)

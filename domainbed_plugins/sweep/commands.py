@@ -22,11 +22,11 @@ from domainbed_plugins.sweep.launchers import find_launcher, launchers
 from domainbed_plugins.sweep.launchers.base import Outcome, Progress
 from domainbed_plugins.sweep.spec_file import load_spec
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
-from nacme import files
 from nacme.errors import ConfigError, NacmeError
 from nacme.output import say
 from nacme.settings import CoverageSettings
-from nacme.text import printable
+from nacme.system import files
+from nacme.system.text import printable
 
 if TYPE_CHECKING:
     from nacme.output import Format

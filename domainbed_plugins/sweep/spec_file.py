@@ -18,11 +18,11 @@ from domainbed_plugins.recording.options import read_layers
 from domainbed_plugins.runs.keep import check_keep
 from domainbed_plugins.sweep.jobs import COMBINATIONS, Resources, SweepSpec
 from domainbed_plugins.train import average_from
-from nacme import files
 from nacme.criteria.registry import get_criterion
 from nacme.errors import ConfigError, NacmeError, nearest
 from nacme.settings import SPLITS, CoverageSettings
-from nacme.text import short
+from nacme.system import files
+from nacme.system.text import short
 
 Reader = Callable[[Any], Any]
 #: Where the shipped specifications are: beside the packages in a checkout, inside one when installed.

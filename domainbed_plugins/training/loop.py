@@ -35,10 +35,10 @@ from domainbed_plugins.training import head
 from domainbed_plugins.training.averages import Averages, first_step, held_out, sample
 from domainbed_plugins.training.options import TrainOptions, comparable
 from domainbed_plugins.training.signals import InterruptedRun, noticed
-from nacme import files
 from nacme.errors import NacmeError
 from nacme.measurement import accuracy
 from nacme.recorder import Recorder
+from nacme.system import files
 
 
 class Training:

@@ -34,8 +34,8 @@ from domainbed_plugins.training import head
 from domainbed_plugins.training.averages import check_average
 from domainbed_plugins.training.loop import Training
 from domainbed_plugins.training.options import TrainOptions, check_same
-from nacme import files
 from nacme.errors import ConfigError, NacmeError
+from nacme.system import files
 
 
 def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | None = None) -> None:

@@ -156,7 +156,7 @@ for _builtin in (
         cost=PASS,
         source=f"{NAC}; the unit, the shares and the minimum over environments are ours",
         description="Coverage by contributions in nats and shares of an environment's samples; the least of them.",
-        counter=lambda: importlib.import_module("nacme.robust").RobustCoverage(),
+        counter=lambda: importlib.import_module("nacme.criteria.robust").RobustCoverage(),
     ),
     _coverage(
         "nac_me_auto",

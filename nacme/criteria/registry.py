@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nacme.criteria import expressions
 from nacme.errors import CriterionError, NacmeError, nearest
-from nacme.plugins import import_module, load_entry_points
-from nacme.text import short
+from nacme.system.plugins import import_module, load_entry_points
+from nacme.system.text import short
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nacme.bootstrap import percentile_interval
 from nacme.errors import ConfigError
+from nacme.inference.bootstrap import percentile_interval
 
 Array = npt.NDArray[np.float64]
 

@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from nacme import files
 from nacme.errors import NacmeWarning
 from nacme.records.run import ADDED, AVERAGES, CONTROLS, DETECTED, FROM_NAC, HEAD, RESULTS
 from nacme.records.table import Table
+from nacme.system import files
 from nacme.version import __version__
 
 NAME = ".nacme_cache.npz"

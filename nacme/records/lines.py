@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from nacme import files
+from nacme.system import files
 
 #: A step beyond is no count of anything, and no number that a table of doubles tells from the next.
 MOST_STEPS = 2**53

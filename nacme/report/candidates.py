@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from nacme.candidates import RAW, kinds
-from nacme.quality import candidate_gains
 from nacme.report.findings import Findings
 from nacme.report.page import Section
 from nacme.report.tables import Table, integer, percent, points, text
+from nacme.study.quality import candidate_gains
 from nacme.targets import Targets
 
 _WITHIN = {"run": "within a run", "sweep": "across the sweep"}

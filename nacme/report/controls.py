@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nacme.correlation import rank_correlation
 from nacme.criteria.registry import get_criterion, held_controls
 from nacme.report.findings import Findings
 from nacme.report.page import Section
 from nacme.report.tables import Table, decimal, integer, text
+from nacme.study.correlation import rank_correlation
 
 #: What the controls stand beside, where the records hold it.
 _COVERAGE = ("nac_me", "nac_me_all")

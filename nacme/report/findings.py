@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from nacme.comparison import compare_criteria
-from nacme.correlation import rank_correlation
 from nacme.criteria.registry import criterion_values
 from nacme.errors import NacmeWarning
-from nacme.quality import selection_quality, summarise_quality
-from nacme.selection import select, single_env_rows
+from nacme.study.comparison import compare_criteria
+from nacme.study.correlation import rank_correlation
+from nacme.study.quality import selection_quality, summarise_quality
+from nacme.study.selection import select, single_env_rows
 from nacme.targets import Targets, observations
 
 Population = Literal["run", "sweep"]
@@ -38,12 +38,12 @@ class Findings:
     picks : dict
         What `nacme.select` returns, per population.
     quality, summary : dict
-        What `nacme.quality.selection_quality` and `summarise_quality` return, per population, with `rival` as
+        What `selection_quality` and `summarise_quality` return, per population, with `rival` as
         the baseline; the summary also has the standard error of regret over the choices, `regret_error`.
     ranks : dict
         What `nacme.rank_correlation` returns, per population; algorithms are pooled where there are several.
     comparisons : dict
-        What `nacme.comparison.compare_criteria` returns for every other criterion against `rival`, per
+        What `nacme.study.comparison.compare_criteria` returns for every other criterion against `rival`, per
         population; empty without a rival.
     overall : dict
         The judged criterion against `rival`, one row per data set, its test envs taken together, per population;

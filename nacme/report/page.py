@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nacme import files
 from nacme.errors import ConfigError
 from nacme.plots.style import render
 from nacme.report.tables import Table
+from nacme.system import files
 
 MAX_BYTES = 900_000  # of the panels under one caption, after which no more are drawn
 _SVG_LIMIT = 60_000  # bytes of one panel

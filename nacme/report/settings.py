@@ -14,7 +14,7 @@ from nacme import plots
 from nacme.report.findings import Findings
 from nacme.report.page import FigureGroup, Section, draw_panel, draw_panels
 from nacme.report.tables import Column, Table, decimal, integer, points, text
-from nacme.sensitivity import grid_settings, nested_choice, nested_seeing_target, sensitivity
+from nacme.study.sensitivity import grid_settings, nested_choice, nested_seeing_target, sensitivity
 
 #: Written by training beside a run's records: the state counts of its checkpoint with the highest ``nac_me``.
 COVERAGE = "coverage.npz"

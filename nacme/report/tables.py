@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nacme.text import spreadsheet_safe
+from nacme.system.text import spreadsheet_safe
 
 UNDEFINED = "undefined"
 Row = Mapping[Hashable, Any]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from nacme import bootstrap
-from nacme.correlation import CELL
-from nacme.decision import Kind, decide, decide_choice
-from nacme.quality import summarise_quality
+from nacme.inference import bootstrap
+from nacme.inference.decision import Kind, decide, decide_choice
 from nacme.records.load import unfilled_share
 from nacme.report.findings import POPULATIONS, Findings, Population
 from nacme.report.tables import is_undefined, signed, with_interval
 from nacme.settings import FEW_BINS, FEW_FULL_BINS
+from nacme.study.correlation import CELL
+from nacme.study.quality import summarise_quality
 
 TITLES = {
     "nac_me": "NAC-ME",
@@ -47,7 +47,7 @@ def verdicts(findings: Findings) -> list[Verdict]:
     -------
     list of Verdict
         Of ranking within a run, of ranking across the sweep, of the choices across the sweep. A difference is
-        claimed only where `nacme.decision.decide` tells it, adjusted for the data sets of a verdict: of
+        claimed only where `nacme.inference.decision.decide` tells it, adjusted for the data sets of a verdict: of
         criteria that do not differ, each verdict says so in at least 95% of sweeps.
     """
     found = []

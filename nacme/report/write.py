@@ -1,6 +1,6 @@
 """The report of a sweep: one self-contained page of verdicts, figures and tables.
 
-Every statistic comes from `nacme.selection` and `nacme.correlation`; this module lays them out and writes files.
+Every statistic comes from `nacme.study`; this module lays them out and writes files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from tqdm import tqdm
 from nacme import plots
 from nacme.criteria.registry import default_criteria
 from nacme.errors import ConfigError
-from nacme.files import refuse_unusual
 from nacme.plots.style import counted
 from nacme.report.candidates import candidates_section
 from nacme.report.controls import controls_section
@@ -33,7 +32,8 @@ from nacme.report.page import Section, draw_panels, export_section, write_file
 from nacme.report.settings import coverage_section, settings_section
 from nacme.report.tables import Column, Table, decimal, integer, p_value, percent, points, text, with_interval
 from nacme.report.verdicts import cautions, degenerate, unfilled, verdicts
-from nacme.selection import TIE_RULE
+from nacme.study.selection import TIE_RULE
+from nacme.system.files import refuse_unusual
 from nacme.targets import Targets, observations
 
 MAX_ROWS = 300

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 import nacme
 from nacme.candidates import kinds, of_kinds
 from nacme.cli import app
-from nacme.correlation import rank_correlation
 from nacme.errors import ConfigError, NacmeWarning
-from nacme.quality import candidate_gains, selection_quality
 from nacme.report.write import write_report
+from nacme.study.correlation import rank_correlation
+from nacme.study.quality import candidate_gains, selection_quality
 
 
 def add_averages(sweep, gain=0.02, seed=0):

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from nacme.commands import split_names
-from nacme.correlation import CORRELATE_COLUMNS
 from nacme.errors import ConfigError
-from nacme.selection import SELECT_COLUMNS
+from nacme.study.correlation import CORRELATE_COLUMNS
+from nacme.study.selection import SELECT_COLUMNS
 
 
 def nacme(*args: object) -> subprocess.CompletedProcess[str]:

@@ -13,12 +13,12 @@ from scipy.stats import kendalltau
 from typer.testing import CliRunner
 
 import nacme
-from nacme.authors import authors_rank_correlation, authors_table
 from nacme.cli import app
-from nacme.comparison import compare_criteria
 from nacme.errors import ConfigError
-from nacme.quality import selection_quality
 from nacme.report import write_report
+from nacme.study.authors import authors_rank_correlation, authors_table
+from nacme.study.comparison import compare_criteria
+from nacme.study.quality import selection_quality
 from nacme.targets import observations
 
 

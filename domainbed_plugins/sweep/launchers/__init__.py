@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domainbed_plugins.sweep.launchers.base import REGISTERED, Launcher
 from nacme.errors import ConfigError, nearest
-from nacme.plugins import load_entry_points
+from nacme.system.plugins import load_entry_points
 
 
 def launchers() -> dict[str, type[Launcher]]:

@@ -26,8 +26,9 @@ from domainbed_plugins.runs.lock import locked
 from domainbed_plugins.sweep.jobs import Job, Resources
 from domainbed_plugins.sweep.launchers.base import Launcher, Outcome, Progress, register, train_job
 from domainbed_plugins.sweep.status import RunStatus, sweep_status
-from nacme import children, files
+from nacme import children
 from nacme.errors import ConfigError, NacmeError, NacmeWarning
+from nacme.system import files
 
 #: Seconds between two looks at the queue.
 POLL = 5.0

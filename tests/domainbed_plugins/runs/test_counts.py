@@ -8,8 +8,8 @@ import pytest
 import nacme
 from domainbed_plugins.scoring.options import ScoreOptions
 from domainbed_plugins.scoring.run import score
+from nacme.criteria.shams import cycle
 from nacme.settings import CoverageSettings
-from nacme.shams import cycle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

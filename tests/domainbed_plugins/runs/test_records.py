@@ -13,10 +13,10 @@ from domainbed_plugins.runs.keep import prune
 from domainbed_plugins.runs.records import Ledger, last_step, read_records, update
 from domainbed_plugins.runs.saved import find_jobs, saved_models
 from domainbed_plugins.scoring.options import ScoreOptions
-from nacme import files
 from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
 from nacme.records.lines import Faults, read_lines
 from nacme.settings import CoverageSettings
+from nacme.system import files
 
 
 def record(step, steps=None, **more):

@@ -11,9 +11,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from nacme import load_sweep, plots, select
-from nacme.correlation import rank_correlation
 from nacme.errors import ConfigError
 from nacme.plots.style import MARKERS, OKABE_ITO, render
+from nacme.study.correlation import rank_correlation
 
 
 @pytest.fixture(scope="module")

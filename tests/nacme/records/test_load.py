@@ -340,7 +340,7 @@ def test_a_broken_cache_or_one_that_cannot_be_written_is_no_failure(
     def read_only(*_: object, **__: object) -> None:
         raise PermissionError(30, "Read-only file system")
 
-    monkeypatch.setattr("nacme.files.replace", read_only)
+    monkeypatch.setattr("nacme.system.files.replace", read_only)
     assert len(nacme.load_sweep(tmp_path)) == 1
     assert not list(tmp_path.glob(".nacme_cache*"))
 

@@ -9,7 +9,7 @@ import pytest
 from nacme import load_sweep, rank_correlation, select
 from nacme.report.settings import _label
 from nacme.report.write import write_report
-from nacme.sensitivity import nested_seeing_target, sensitivity
+from nacme.study.sensitivity import nested_seeing_target, sensitivity
 
 GRID = {
     f"nac_me_a{alpha}_m50_o{fill}": {"alpha": alpha, "bins": 50, "fill": fill}

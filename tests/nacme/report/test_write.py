@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from nacme import load_sweep
 from nacme.cli import app
-from nacme.comparison import compare_criteria
 from nacme.errors import ConfigError, CriterionError, NacmeError
 from nacme.report.findings import gather
 from nacme.report.verdicts import Verdict, degenerate, verdicts
 from nacme.report.write import write_report
+from nacme.study.comparison import compare_criteria
 
 WriteSweep = Callable[..., Path]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

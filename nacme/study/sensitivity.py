@@ -18,7 +18,7 @@ SEEING = "nested_seeing_target"
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nacme.selection import Per
+    from nacme.study.selection import Per
 
 
 def grid_settings(df: pd.DataFrame) -> list[Setting]:
@@ -260,8 +260,8 @@ def _settings(df: pd.DataFrame) -> list[Setting]:
 
 def _evaluate(df: pd.DataFrame, keys: list[str], population: Per, include_step0: bool) -> pd.DataFrame:
     """Tau and mean regret of criteria, per (dataset, test env, key)."""
-    from nacme.correlation import rank_correlation
-    from nacme.selection import select
+    from nacme.study.correlation import rank_correlation
+    from nacme.study.selection import select
 
     # no interval is asked for here, so one resample is enough
     taus = rank_correlation(

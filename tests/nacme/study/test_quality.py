@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from nacme.quality import selection_quality, summarise_quality
+from nacme.study.quality import selection_quality, summarise_quality
 
 
 def population(test_env: int, rows: list[tuple[float, float, float]], **more: Any) -> pd.DataFrame:

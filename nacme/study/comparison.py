@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nacme import bootstrap, statistics
-from nacme.correlation import Cell, Population, check_arguments, split_cells, undefined
-from nacme.decision import LEVEL, PRIMARY, equivalent
 from nacme.errors import ConfigError
-from nacme.statistics import Array
+from nacme.inference import bootstrap, statistics
+from nacme.inference.decision import LEVEL, PRIMARY, equivalent
+from nacme.inference.statistics import Array
+from nacme.study.correlation import Cell, Population, check_arguments, split_cells, undefined
 from nacme.targets import Targets, name_cells, observations
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def compare_criteria(
         criterion, baseline, n_checkpoints, n_runs, value, baseline_value, difference, low, high, p_value,
         p_holm, primary, equivalent, reason``. Both criteria are looked at in the same runs and checkpoints,
         those where both are defined; ``n_runs``, ``n_checkpoints`` and ``n_test_envs`` count them. ``low`` and
-        ``high`` are the interval of the difference over resampled runs (`nacme.bootstrap.run_interval`).
-        ``primary`` marks the rows of the one comparison that a study declares (`nacme.decision.PRIMARY`):
+        ``high`` are the interval of the difference over resampled runs (`nacme.inference.bootstrap.run_interval`).
+        ``primary`` marks the rows of the one comparison that a study declares (`decision.PRIMARY`):
         ``p_holm`` is the p-value adjusted for all of those, or for all of the others. ``equivalent`` is what
-        `nacme.decision.equivalent` says, None without a margin. Undefined values are NaN; ``reason`` says why
+        `decision.equivalent` says, None without a margin. Undefined values are NaN; ``reason`` says why
         the difference is, or else its interval.
 
     Raises

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import nacme
 from nacme.cli import app
-from nacme.recommendation import RECOMMEND_COLUMNS, pair_gains, preferred, recommend
+from nacme.study.recommendation import RECOMMEND_COLUMNS, pair_gains, preferred, recommend
 
 ENVS = 3
 

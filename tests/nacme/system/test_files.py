@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacme import files
+from nacme.system import files
 
 UNUSUAL = {
     "directory": lambda path, outside: path.mkdir(),

@@ -8,9 +8,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nacme import statistics
+from nacme.inference import statistics
 
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("rank_correlation_*.npz"))
+GOLDEN = sorted((Path(__file__).parents[2] / "golden").glob("rank_correlation_*.npz"))
 
 # Few distinct values, so that ties are common.
 tied = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=0, max_size=12).map(

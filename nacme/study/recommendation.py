@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nacme.candidates import RAW, SEVERAL_NETWORKS, kinds, of_kinds
 from nacme.errors import SweepError
-from nacme.selection import select
+from nacme.study.selection import select
 from nacme.targets import Targets
 
 if TYPE_CHECKING:

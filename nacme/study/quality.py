@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nacme.candidates import RAW, SEVERAL_NETWORKS, across_runs, kinds, of_kinds
-from nacme.correlation import CELL
-from nacme.selection import Per, population_key, rank_checkpoints, select, single_env_rows
+from nacme.study.correlation import CELL
+from nacme.study.selection import Per, population_key, rank_checkpoints, select, single_env_rows
 from nacme.targets import Targets, observations
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from nacme import statistics
 from nacme.criteria.registry import criterion_values, get_criterion
-from nacme.selection import single_env_rows
-from nacme.statistics import Array
+from nacme.inference import statistics
+from nacme.inference.statistics import Array
+from nacme.study.selection import single_env_rows
 from nacme.targets import observations
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacme import bootstrap
+from nacme.inference import bootstrap
 
 
 def test_a_generator_depends_on_seed_and_label_alone() -> None:

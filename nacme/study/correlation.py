@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nacme import bootstrap, statistics
 from nacme.criteria.registry import oriented_values
 from nacme.errors import ConfigError
-from nacme.selection import single_env_rows
-from nacme.statistics import Array
+from nacme.inference import bootstrap, statistics
+from nacme.inference.statistics import Array
+from nacme.study.selection import single_env_rows
 from nacme.targets import Targets, name_cells, observations
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def rank_correlation(
         number is what is left once the step *and* ``val_acc`` are held fixed. With ``population="run"`` the
         counts are of the runs where tau is defined and of their checkpoints. What is undefined is NaN;
         ``reason`` says why tau is, or else why its interval is, and is None where both are defined. Intervals
-        need `nacme.bootstrap.LEAST_RUNS` runs. ``attrs["notes"]`` has what was left out and undefined in words.
+        need `bootstrap.LEAST_RUNS` runs. ``attrs["notes"]`` has what was left out and undefined in words.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def rank_correlation(
 
     See Also
     --------
-    nacme.statistics : the four statistics, and how each treats ties.
+    nacme.inference.statistics : the four statistics, and how each treats ties.
     """
     import pandas as pd
 
@@ -288,7 +288,7 @@ def run_statistics(cells: Sequence[Cell], name: str) -> list[dict[str, Array]]:
     Returns
     -------
     list of dict of str to ndarray, shape (R,)
-        For each cell what `nacme.statistics.within_runs` gives, and ``n_checkpoints``, the number that counted.
+        For each cell what `statistics.within_runs` gives, and ``n_checkpoints``, the number that counted.
     """
     defined = [cell.defined([name]) for cell in cells]
     firsts = np.cumsum([0, *(cell.n_runs for cell in cells)])

@@ -10,7 +10,7 @@ import pytest
 
 import nacme
 from nacme.errors import ConfigError, CriterionError, NacmeWarning, SweepError
-from nacme.selection import SELECT_COLUMNS
+from nacme.study.selection import SELECT_COLUMNS
 
 
 def checkpoints(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 import nacme
-from nacme.comparison import COMPARE_COLUMNS, compare_criteria
 from nacme.errors import ConfigError
+from nacme.study.comparison import COMPARE_COLUMNS, compare_criteria
 
 
 def sweep(n_runs: int = 5, n_steps: int = 8, seed: int = 0, **columns: Any) -> pd.DataFrame:

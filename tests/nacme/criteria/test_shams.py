@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacme.shams import Counts, cycle, permuted_coverage
+from nacme.criteria.shams import Counts, cycle, permuted_coverage
 
 
 @given(st.integers(2, 40), st.integers(0, 1000))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nacme.decision import decide, equivalent
+from nacme.inference.decision import decide, equivalent
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nacme import Recorder
-from nacme.robust import BINS, NATS, RobustCoverage
+from nacme.criteria.robust import BINS, NATS, RobustCoverage
 from nacme.settings import CoverageSettings
 from nacme.states import head_gradients
 from nacme.taps import Reading, Taps, untouched

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from nacme.errors import CriterionError
-from nacme.sensitivity import grid_settings, nested_choice, nested_seeing_target, sensitivity
+from nacme.study.sensitivity import grid_settings, nested_choice, nested_seeing_target, sensitivity
 
 GOOD, BAD = "nac_me_a1p0_m50_o500", "nac_me_a100p0_m50_o0p08"
 

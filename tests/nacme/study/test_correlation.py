@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 import nacme
-from nacme.correlation import CORRELATE_COLUMNS
 from nacme.errors import ConfigError, CriterionError
+from nacme.study.correlation import CORRELATE_COLUMNS
 
 
 def sweep(n_runs: int = 5, n_steps: int = 8, seed: int = 0, **columns: Any) -> pd.DataFrame:
@@ -262,6 +262,6 @@ def test_what_is_left_beyond_step_and_val_acc_stands_in_a_column_of_its_own() ->
     assert np.isnan(within.loc["val_acc", "partial_spearman_step_val_acc"])
     across = one(df, population="sweep")
     kept = df[df.step > 0]
-    alone = nacme.statistics.partial_spearman_both(kept.nac_me, kept.test_acc, kept.step, kept.val_acc)
+    alone = nacme.inference.statistics.partial_spearman_both(kept.nac_me, kept.test_acc, kept.step, kept.val_acc)
     assert across.partial_spearman_step_val_acc == pytest.approx(alone)
     assert np.isnan(one(df.drop(columns="val_acc")).partial_spearman_step_val_acc)

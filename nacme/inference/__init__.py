@@ -1,0 +1,1 @@
+"""Rank statistics, resampling of runs, and the rules of verdicts."""

@@ -1,0 +1,1 @@
+"""Files, text and plug-ins: what lies between the package and the machine."""
