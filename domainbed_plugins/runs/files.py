@@ -18,8 +18,10 @@ import torch
 from domainbed_plugins.runs.checkpoints import load_tensors
 from domainbed_plugins.runs.paths import FAILED, RESULTS, STATE
 from nacme.errors import ConfigError, NacmeError
+from nacme.records.lines import Faults, read_lines
 from nacme.system import files
 
+STATE_KEYS = {"version", "step", "records", "line", "settings", "algorithm", "values", "streams", "generators"}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -97,6 +99,8 @@ def load_state(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = load_tensors(path)
+        if not state.keys() >= STATE_KEYS or not isinstance(state["settings"], dict):
+            raise ValueError("it lacks what a run goes on from")
         if state["version"] != 1:
             raise ConfigError(f"{path} was written by another version of nacme; delete {directory} to start anew")
     except NacmeError:
@@ -177,14 +181,11 @@ def rewind_records(directory: Path, count: int, own: Sequence[str], name: str = 
         write_atomically(path, lambda file: file.write(wanted))
 
 
-def first_record(directory: Path) -> str | None:
-    """Read the first line of a run's records; None: there is no whole one."""
+def first_record(directory: Path) -> dict[str, Any]:
+    """Read the first of a run's records; empty: there is none."""
     path = directory / RESULTS
-    if not path.exists():
-        return None
-    with path.open() as file:
-        line = file.readline()
-    return line if line.endswith("\n") else None
+    found = read_lines(str(path), Faults()) if os.path.lexists(path) else iter(())
+    return next((record for _, record in found), {})
 
 
 def has_records(directory: Path) -> bool:

@@ -86,10 +86,10 @@ def run_sweep(
 def _layers_begun(jobs: Sequence[Job]) -> str | None:
     """Tell which layers the sweep's runs were begun with; None: none of them had a choice."""
     for job in jobs:
-        nac = json.loads(run_files.first_record(job.output_dir) or "{}").get("nac") or {}
+        nac = run_files.first_record(job.output_dir).get("nac")
         # the embedded testbed's network is none that the authors measured
-        if nac and not nac.get("testbed", "").startswith("embedded"):
-            return str(begun_layers(None, nac["layers"]))
+        if isinstance(nac, dict) and not str(nac.get("testbed", "")).startswith("embedded"):
+            return str(begun_layers(None, [str(layer) for layer in nac.get("layers") or ()]))
     return None
 
 

@@ -106,7 +106,13 @@ class Training:
             self.average_recorder.warned = True  # said of the run itself
         self.counts = CountStore(directory / paths.COUNTS, options.settings.as_json())
         if state:
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+                raise NacmeError(
+                    f"{directory / paths.STATE} does not fit the run ({type(error).__name__}: {error}); delete "
+                    f"{directory} to start anew"
+                ) from error
 
     def _make_recorder(self, loaders: Mapping[str, Any]) -> Recorder:
         return make_recorder(
@@ -296,8 +302,8 @@ class Training:
         if results["nac_me"] is None:
             return
         if path.exists():
-            with np.load(path) as kept:
-                if results["nac_me"] <= kept["nac_me"]:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is none is replaced
+                if results["nac_me"] <= float(files.read_arrays(path)["nac_me"]):
                     return
         fill = nac["fill"] * nac["num_counted"] if isinstance(nac["fill"], float) else nac["fill"]
         counts = {f"counts_{layer}": value.numpy() for layer, value in self.recorder.counts.items()}

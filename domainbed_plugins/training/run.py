@@ -125,7 +125,8 @@ def _settings_begun(output: Path, state: Mapping[str, Any]) -> dict[str, str]:
     """Read the settings of an interrupted run, with what its layers are called today."""
     settings = dict(state["settings"])
     nac = json.loads(settings["nac"])
-    first = json.loads(state["line"] or run_files.first_record(output) or "{}").get("nac") or {}
+    record = json.loads(state["line"]) if state["line"] else run_files.first_record(output)
+    first = record.get("nac") or {}
     nac["layers"] = begun_layers(nac["layers"], first.get("layers", ()))
     settings["nac"] = json.dumps(nac, sort_keys=True)
     return settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from nacme import plots
+from nacme.errors import NacmeWarning
 from nacme.report.findings import Findings
 from nacme.report.page import FigureGroup, Section, draw_panel, draw_panels
 from nacme.report.tables import Column, Table, decimal, integer, points, text
 from nacme.study.sensitivity import grid_settings, nested_choice, nested_seeing_target, sensitivity
+from nacme.system.files import read_arrays
 
 #: Written by training beside a run's records: the state counts of its checkpoint with the highest ``nac_me``.
 COVERAGE = "coverage.npz"
@@ -118,13 +122,21 @@ def settings_section(
 def _kept_counts(sweep: Path, run: str, step: int) -> tuple[str, npt.NDArray[np.int64], float] | None:
     """Read a run's kept counts: layer, counts [N, bins - 1] and fill; None unless they are of that step."""
     path = sweep / run / COVERAGE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    with np.load(path, allow_pickle=False) as kept:
+    try:
+        kept = read_arrays(path)
         if int(kept["step"]) != step:
             return None
-        key = next(name for name in kept.files if name.startswith("counts_"))
-        return key.removeprefix("counts_"), kept[key], float(kept["fill"])
+        key = next((name for name in kept if name.startswith("counts_")), "")
+        counts, fill = kept[key], float(kept["fill"])
+        if counts.ndim != 2 or not counts.size or counts.dtype.kind not in "iu" or not fill > 0:
+            raise ValueError("counts must be whole numbers for each neuron and bin")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        warnings.warn(f"{path} holds no counts ({reason}); their picture is left out", NacmeWarning, stacklevel=2)
+        return None
+    return key.removeprefix("counts_"), counts, fill
 
 
 def _heatmap(cell: pd.DataFrame, value: str, label: str) -> Any:

@@ -106,6 +106,26 @@ def test_a_report_replaces_no_link_and_no_device(kind, place, nacme):
     assert target.lstat().st_mode == before.st_mode
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "content",
+    [b"", {"step": 20, "fill": 1.0}, {"step": 20, "counts_a": [1, 2], "fill": 1.0}, {"step": "x"}, "pipe"],
+    ids=["empty", "no counts", "flat counts", "step as text", "pipe"],
+)
+def test_counts_of_any_content_cost_their_picture_alone(content, place, nacme):
+    for run in place.sweep.iterdir():
+        if isinstance(content, dict):
+            np.savez(run / "coverage.npz", **content)
+        elif content == "pipe":
+            os.mkfifo(run / "coverage.npz")
+        else:
+            (run / "coverage.npz").write_bytes(content)
+    answer = nacme("report", place.sweep, "--out", place.sweep.parent / "report.html")
+    assert answer.is_clean()
+    assert answer.code == 0, answer.err
+    assert "coverage.npz holds no counts" in answer.err
+
+
 def test_a_report_goes_to_standard_output_and_its_export_stays_in_its_folder(place, nacme):
     records = (place.run / "results.jsonl").read_text()
     (place.run / "results.jsonl").write_text(records.replace("RotatedDigits", "../../$\\\\frac{x_1}$"))

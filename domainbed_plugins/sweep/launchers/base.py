@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 import warnings
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from domainbed_plugins.runs import paths
 from domainbed_plugins.runs.lock import BusyError
 from domainbed_plugins.sweep.jobs import Job, Resources
 from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeError
+from nacme.system import files
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def note_failure(job: Job, reason: str, detail: str) -> None:
     """Mark a run as failed, for ``nacme sweep status``, and add what happened to its ``err.txt``."""
     with contextlib.suppress(OSError):  # where nothing can be written, the launcher still tells
         job.output_dir.mkdir(parents=True, exist_ok=True)
-        with (job.output_dir / paths.ERR).open("a") as file:
+        handle = files.open_regular(job.output_dir / paths.ERR, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(handle, "a") as file:
             file.write(detail)
     run_files.mark_failed(job.output_dir, reason.partition("\n")[0])
 

@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +136,31 @@ def test_every_json_parses_strictly(value):
         assert read == value
     else:
         assert read is None
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["empty", "text", "cut off", "objects", "bomb", "pipe", "another array"])
+def test_arrays_are_read_or_refused(kind, tmp_path):
+    path = tmp_path / "coverage.npz"
+    np.savez(path, counts=np.arange(1000))
+    assert files.read_arrays(path)["counts"].tolist() == list(range(1000))
+    whole = path.read_bytes()
+    if kind == "objects":
+        np.savez(path, counts=np.array([print, None]))
+    elif kind == "bomb":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("a.npy", "w") as member:
+            for _ in range(2**7):
+                member.write(bytes(2**23 + 1))
+    elif kind == "another array":
+        np.save(path.with_suffix(".npy"), np.arange(3))
+        os.replace(path.with_suffix(".npy"), path)
+    elif kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes({"empty": b"", "text": b"text", "cut off": whole[: len(whole) // 2]}[kind])
+    with pytest.raises((OSError, ValueError), match=r"no file of arrays|a pipe, not a file"):
+        files.read_arrays(path)
 
 
 def test_inside_follows_links(tmp_path):
