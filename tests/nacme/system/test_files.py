@@ -82,7 +82,7 @@ def test_what_fails_to_be_written_leaves_nothing(tmp_path):
 
 def test_only_what_a_killed_process_left_is_cleaned_away(tmp_path):
     script = (
-        "import os, signal, sys; from nacme import files;"
+        "import os, signal, sys; from nacme.system import files;"
         "files.replace(sys.argv[1], lambda file: os.kill(os.getpid(), signal.SIGKILL))"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "nac.jsonl")], check=False)
