@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 _CHUNK = 4_000_000  # numbers per temporary array
+_CACHED = 400_000  # the same where several passes over it should find it in the processor's cache
 _LEAST_GIVEN = 4  # checkpoints for a partial correlation; one more for each further variable held fixed
 _DEPENDENT = 1e-9  # what rounding leaves of a variable that is a linear function of others, and more
 _MONOTONE = 1e-14  # rounding leaves a monotone pair a few 1e-16 short of 1; the least true gap is about 1 / n^3
@@ -248,9 +249,11 @@ def _centred_ranks(x: npt.ArrayLike) -> Array:
 class RunPairs:
     """Rank correlation over checkpoints of many runs, quickly re-evaluated with each run counted w times.
 
-    Counting run ``r`` ``w_r`` times is what a bootstrap over runs does. Tau-b is a ratio of sums over pairs
-    of checkpoints, hence of quadratic forms ``w' C w`` in the sums over pairs of runs; average ranks
-    are linear in ``w``. So the pairs are visited once, whatever the number of resamples.
+    Counting run ``r`` ``w_r`` times is what a bootstrap over runs does. Kendall's numerator is a quadratic form
+    ``w' C w`` in the sums over pairs of runs, Spearman's a cubic one in those over triples, and what ties leave
+    of either's denominator depends on the sizes ``W`` of tied groups alone: ``N^2 - sum(W^2)`` pairs are untied,
+    and the doubled centred ranks have the sum of squares ``(N^3 - sum(W^3)) / 3``. So the pairs are visited
+    once, whatever the number of resamples, and all sums but the last quotient are exact.
 
     Parameters
     ----------
@@ -262,97 +265,150 @@ class RunPairs:
 
     def __init__(self, x: npt.ArrayLike, y: npt.ArrayLike, run: npt.ArrayLike) -> None:
         order = np.argsort(run, kind="stable")
-        self._x, self._y = np.asarray(x, float)[order], np.asarray(y, float)[order]
         self._run = np.asarray(run)[order]
         self._starts = np.flatnonzero(np.r_[True, np.diff(self._run) > 0])
+        self._lengths = np.diff(self._starts, append=len(self._run)).astype(float)
+        self._x, self._y = (_Ranked(np.asarray(values)[order], self._run) for values in (x, y))
 
     def kendall(self, weights: Array) -> Array:
         """Return tau-b, shape (B,), for ``weights`` of shape (B, R); NaN where undefined."""
-        concord, untied_x, untied_y = (np.einsum("br,br->b", weights @ sums, weights) for sums in self._sums)
-        return _ratio(concord, untied_x * untied_y)
+        return np.concatenate([_quotient(self._kendall(part)[0]) for part in self._chunks(weights)])
 
     def kendall_influence(self, weights: Array) -> tuple[Array, Array]:
         """Return tau-b, shape (B,), and its derivatives by the weight of each run, shape (B, R)."""
-        slopes = [2 * weights @ sums for sums in self._sums]
-        concord, untied_x, untied_y = (np.einsum("br,br->b", slope, weights) / 2 for slope in slopes)
-        return _ratio(concord, untied_x * untied_y), _slope((concord, untied_x, untied_y), slopes)
-
-    def spearman_influence(self, weights: Array) -> tuple[Array, Array]:
-        """Return Spearman's rho, shape (B,), and its derivatives by the weight of each run, shape (B, R)."""
-        step = max(1, _CHUNK // len(self._run))
-        parts = [self._spearman_influence(weights[i : i + step]) for i in range(0, len(weights), step)]
-        values, slopes = zip(*parts)
+        values, slopes = [], []
+        for part in self._chunks(weights):
+            sums, concord = self._kendall(part)
+            total = (part @ self._lengths)[:, None]
+            untied = [2 * (total * self._lengths - v.slopes(part, 2)) for v in (self._x, self._y)]
+            values.append(_quotient(sums))
+            slopes.append(_slope(sums, [2 * concord, *untied]))
         return np.concatenate(values), np.concatenate(slopes)
 
-    def _spearman_influence(self, weights: Array) -> tuple[Array, Array]:
-        above = [signs.astype(float) for signs in self._above]
-        a, b = (signs @ weights.T for signs in above)
-        times = weights.T[self._run]
-        sums, slopes = [], []
-        for (u, of_u), (v, of_v) in (((a, 0), (b, 1)), ((a, 0), (a, 0)), ((b, 1), (b, 1))):
-            own = np.add.reduceat(u * v, self._starts, axis=0)
-            others = above[of_u].T @ (times * v) + above[of_v].T @ (times * u)
-            slopes.append((own + others).T)
-            sums.append(np.einsum("nb,nb->b", times * u, v))
-        return _ratio(sums[0], sums[1] * sums[2]), _slope(sums, slopes)
+    def _kendall(self, weights: Array) -> tuple[list[Array], Array]:
+        """Return the three sums over pairs that tau-b is made of, shape (B,) each, and ``w C``."""
+        concord, total = weights @ self._concord, weights @ self._lengths
+        untied = [total**2 - variable.powers(weights, 2) for variable in (self._x, self._y)]
+        return [np.einsum("br,br->b", concord, weights), *untied], concord
 
     def spearman(self, weights: Array) -> Array:
         """Return Spearman's rho, shape (B,), for ``weights`` of shape (B, R); NaN where undefined."""
-        step = max(1, _CHUNK // len(self._run))
-        return np.concatenate([self._spearman(weights[i : i + step]) for i in range(0, len(weights), step)])
+        return np.concatenate([_quotient(self._spearman(part)) for part in self._chunks(weights)])
 
-    def _spearman(self, weights: Array) -> Array:
-        # The sum of w_j sign(x_i - x_j) is twice the centred average rank of i in the resample.
-        a, b = (np.asarray(above @ weights.T.astype(np.float32), float) for above in self._above)
-        times = weights.T[self._run]
-        wa, wb = times * a, times * b
-        product, square_a, square_b = (np.einsum("nb,nb->b", u, v) for u, v in ((wa, b), (wa, a), (wb, b)))
-        return _ratio(product, square_a * square_b)
+    def _spearman(self, weights: Array) -> list[Array]:
+        a, b = (variable.centred(weights) for variable in (self._x, self._y))
+        a *= b
+        product = np.einsum("rb,br->b", np.add.reduceat(a, self._starts, axis=0), weights)
+        return [product, *self._squares(weights)]
 
-    @functools.cached_property
-    def _sums(self) -> Array:
-        """Sums over the pairs of two runs, shape (3, R, R): concordance, pairs untied in x, and in y."""
-        count = len(self._starts)
-        sums = np.empty((3, count, count))
-        for r, (start, end) in enumerate(itertools.pairwise([*self._starts, len(self._x)])):
-            dx, dy = (_signs(values[start:end], values) for values in (self._x, self._y))
-            # a row of signs is summed over few checkpoints: far from the 2^24 where float32 rounds
-            sums[0, r] = np.add.reduceat((dx * dy).sum(0, dtype=np.float32), self._starts)
-        for k, untied in enumerate(self._untied, start=1):
-            sums[k] = np.add.reduceat(untied, self._starts, axis=0)
-        return sums
+    def _squares(self, weights: Array) -> list[Array]:
+        """Return the sums of squares of the ranks of both variables."""
+        total = weights @ self._lengths
+        return [(total**3 - variable.powers(weights, 3)) / 3 for variable in (self._x, self._y)]
 
-    @property
-    def _above(self) -> npt.NDArray[np.float32]:
-        """Sums of signs over the checkpoints of a run, shape (2, n, R); small integers, so exact in float32."""
-        return self._compared[0]
+    def spearman_influence(self, weights: Array) -> tuple[Array, Array]:
+        """Return Spearman's rho, shape (B,), and its derivatives by the weight of each run, shape (B, R)."""
+        values, slopes = [], []
+        for part in self._chunks(weights):
+            of_product = (self._triples @ _products(part.T)).T
+            sums = [np.einsum("br,br->b", of_product, part) / 3, *self._squares(part)]
+            total = (part @ self._lengths)[:, None]
+            squares = [total**2 * self._lengths - v.slopes(part, 3) for v in (self._x, self._y)]
+            values.append(_quotient(sums))
+            slopes.append(_slope(sums, [of_product, *squares]))
+        return np.concatenate(values), np.concatenate(slopes)
 
-    @property
-    def _untied(self) -> npt.NDArray[np.float32]:
-        """Checkpoints of a run that differ from each checkpoint, shape (2, n, R)."""
-        return self._compared[1]
+    def _chunks(self, weights: Array) -> list[Array]:
+        """Split resamples so that a temporary array with a row per checkpoint stays small."""
+        step = max(1, _CACHED // len(self._run))
+        return [weights[i : i + step] for i in range(0, len(weights), step)]
 
     @functools.cached_property
-    def _compared(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        above, untied = (np.empty((2, len(self._x), len(self._starts)), np.float32) for _ in range(2))
-        for k, values in enumerate((self._x, self._y)):
-            for r, of_run in enumerate(np.split(values, self._starts[1:])):
-                ordered = np.sort(of_run)
-                less, not_more = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
-                more = len(of_run) - not_more
-                above[k, :, r], untied[k, :, r] = less - more, less + more
-        return above, untied
+    def _concord(self) -> Array:
+        """Concordant less discordant pairs of checkpoints of two runs, shape (R, R)."""
+        count, ends = len(self._starts), [*self._starts[1:], len(self._run)]
+        small = np.int8 if self._lengths.max() < 128 else np.int32
+        found = np.zeros((count, count))
+        for r, (start, end) in enumerate(zip(self._starts, ends)):
+            signs = _signs(self._x.rank[start:end], self._x.rank[start:])
+            signs *= _signs(self._y.rank[start:end], self._y.rank[start:])
+            summed = signs.sum(0, dtype=small).astype(float)
+            found[r, r:] = found[r:, r] = np.add.reduceat(summed, self._starts[r:] - start)
+        return found
+
+    @functools.cached_property
+    def _triples(self) -> Array:
+        """Derivatives of the sum of products of ranks by each weight, shape (R, R (R + 1) / 2), as `_products`."""
+        above, beside = (variable.centred(np.eye(len(self._starts))) for variable in (self._x, self._y))
+        ends = [*self._starts[1:], len(self._run)]
+        sums = np.stack([above[i:j].T @ beside[i:j] for i, j in zip(self._starts, ends)])
+        sums += sums.transpose(0, 2, 1)
+        sums = sums + sums.transpose(1, 0, 2) + sums.transpose(1, 2, 0)
+        first, second = np.triu_indices(len(sums))
+        return np.asarray(sums[:, first, second] * np.where(first == second, 0.5, 1.0))
 
 
-def _signs(u: Array, v: Array) -> npt.NDArray[np.int8]:
+class _Ranked:
+    """One variable of `RunPairs`: the groups of equal values, G of them in ascending order, and their runs."""
+
+    def __init__(self, values: npt.NDArray[Any], run: npt.NDArray[np.intp]) -> None:
+        from scipy.sparse import csr_array
+
+        distinct, of_each = np.unique(values, return_inverse=True)
+        # narrow integers are compared many at a time
+        self.rank = of_each.astype(np.int16 if len(distinct) < 2**15 else np.int32)
+        shape = len(distinct), int(run[-1]) + 1
+        self._members = csr_array((np.ones(len(run)), (of_each, run)), shape)
+        self._members.sum_duplicates()
+        several = np.diff(self._members.indptr) > 1
+        # groups within one run weigh what the run weighs: only what they sum to is needed
+        alone = self._members[~several]
+        self._alone = {
+            power: np.bincount(alone.indices, alone.data**power, minlength=shape[1]) for power in (2, 3)
+        }
+        self._shared = self._members[several]
+        self._of_runs = self._shared.T.tocsr()
+
+    def powers(self, weights: Array, power: int) -> Array:
+        """Sum the 2nd or 3rd powers of the groups' sizes, shape (B,), runs counted as in weights, shape (B, R)."""
+        sizes = self._shared @ np.ascontiguousarray(weights.T)
+        return np.asarray(weights**power @ self._alone[power] + (sizes**power).sum(0))
+
+    def slopes(self, weights: Array, power: int) -> Array:
+        """Return the derivatives of `powers` by each weight over the power, shape (B, R)."""
+        sizes = self._shared @ np.ascontiguousarray(weights.T)
+        less = power - 1
+        return np.asarray(weights**less * self._alone[power] + (self._of_runs @ sizes**less).T)
+
+    def centred(self, weights: Array) -> Array:
+        """Return twice the centred average rank of each checkpoint, shape (n, B)."""
+        sizes = self._members @ np.ascontiguousarray(weights.T)
+        upto = np.cumsum(sizes, axis=0)
+        return np.asarray((2 * upto - sizes - upto[-1])[self.rank])
+
+
+def _products(weights: Array) -> Array:
+    """Return the products of all pairs of rows, shape (R (R + 1) / 2, B), of weights of shape (R, B)."""
+    weights = np.ascontiguousarray(weights)
+    return np.concatenate([row * weights[r:] for r, row in enumerate(weights)])
+
+
+def _signs(u: npt.NDArray[Any], v: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
     """Signs of the differences of all elements of two arrays, shape (U, V)."""
-    return np.asarray((u[:, None] > v).view(np.int8) - (u[:, None] < v).view(np.int8))
+    signs = (u[:, None] > v).view(np.int8)
+    signs -= (u[:, None] < v).view(np.int8)
+    return signs
 
 
 def _ratio(numerator: Array, square: Array) -> Array:
     """Return numerator / sqrt(square), NaN where that is not positive."""
     root = np.sqrt(np.where(square > 0, square, np.nan))
     return np.asarray(np.clip(numerator / root, -1, 1))
+
+
+def _quotient(sums: Sequence[Array]) -> Array:
+    """Return a / sqrt(b c), NaN where that is not defined."""
+    return _ratio(sums[0], sums[1] * sums[2])
 
 
 def _slope(sums: Sequence[Array], slopes: Sequence[Array]) -> Array:

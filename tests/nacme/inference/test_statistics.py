@@ -217,3 +217,35 @@ def test_the_influence_of_a_run_is_the_derivative_by_its_weight(kind: str) -> No
         step = nudge * np.eye(5)[r]
         numeric = (plain(weights + step) - plain(weights - step)) / (2 * nudge)
         np.testing.assert_allclose(slopes[:, r], numeric, atol=1e-3)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10_000), st.integers(1, 7), st.integers(1, 40), st.sampled_from([1, 50, 400_000]))
+def test_sums_over_runs_equal_the_resample_written_out(seed: int, n_runs: int, distinct: int, chunk: int) -> None:
+    """Whatever the ties, the runs' lengths and the chunks; the slopes against rho and tau of the resample too."""
+    rng = np.random.default_rng(seed)
+    run = np.concatenate([np.arange(n_runs), rng.integers(0, n_runs, rng.integers(1, 30))])
+    x, y = rng.integers(0, distinct, len(run)), rng.integers(0, 6, len(run)) / 7
+    weights = rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs), size=5).astype(float)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "_CACHED", chunk)
+        pairs = statistics.RunPairs(x, y, run)
+        found = {kind: getattr(pairs, kind)(weights) for kind in ("kendall", "spearman")}
+        slopes = {kind: getattr(pairs, f"{kind}_influence")(weights) for kind in found}
+    alone = {"kendall": statistics.kendall_tau, "spearman": statistics.spearman_rho}
+    for kind, values in found.items():
+        expected = [
+            alone[kind](*(v[np.repeat(np.arange(len(run)), times[run].astype(int))] for v in (x, y)))
+            for times in weights
+        ]
+        np.testing.assert_allclose(values, expected, atol=1e-12)
+        np.testing.assert_array_equal(slopes[kind][0], values)
+        # both statistics stay the same when every run counts c times, so the slopes along the weights cancel
+        along = np.einsum("br,br->b", slopes[kind][1], weights)
+        np.testing.assert_allclose(along[np.isfinite(values)], 0, atol=1e-9)
+
+
+def test_long_runs_do_not_overflow_the_sums_of_signs() -> None:
+    x = np.arange(600.0)
+    pairs = statistics.RunPairs(x, x, np.repeat([0, 1], 300))
+    assert pairs.kendall(np.array([[1.0, 1.0], [2.0, 0.0]])).tolist() == pytest.approx([1, 1], abs=1e-15)
