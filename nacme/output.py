@@ -118,6 +118,7 @@ def report_errors(run: object) -> None:
     def show(message: Warning | str, *_: object, **__: object) -> None:
         say(f"warning: {message}")
 
+    safe_path = os.environ.get("PYTHONSAFEPATH")
     leave_working_directory()
     warnings.showwarning = show
     _open_streams()
@@ -141,6 +142,8 @@ def report_errors(run: object) -> None:
         code = 1
     if code:
         _end_output()
+    if safe_path is None:  # set for what this command started
+        os.environ.pop("PYTHONSAFEPATH", None)
     sys.exit(code)
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.runs import files as run_files
-from domainbed_plugins.runs.checkpoints import CheckpointError, build_algorithm, load_tensors, load_weights
+from domainbed_plugins.runs.checkpoints import build_algorithm, load_weights
+from nacme.system.tensors import CheckpointError, load_tensors
 
 _VERSION = 1
 

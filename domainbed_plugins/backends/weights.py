@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from domainbed_plugins.runs.checkpoints import CheckpointError, load_tensors
 from nacme.errors import ConfigError
+from nacme.system.tensors import CheckpointError, load_tensors
 
 INSTALL = "pip install 'nacme[pretrained]'"
 

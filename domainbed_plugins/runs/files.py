@@ -15,11 +15,11 @@ from typing import IO, Any
 
 import torch
 
-from domainbed_plugins.runs.checkpoints import load_tensors
 from domainbed_plugins.runs.paths import FAILED, RESULTS, STATE
 from nacme.errors import ConfigError, NacmeError
 from nacme.records.lines import Faults, read_lines
 from nacme.system import files
+from nacme.system.tensors import load_tensors
 
 STATE_KEYS = {"version", "step", "records", "line", "settings", "algorithm", "values", "streams", "generators"}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 
-from domainbed_plugins.runs.checkpoints import TRUST, CheckpointError, load_tensors
 from domainbed_plugins.runs.export import export
 from domainbed_plugins.runs.keep import prune
 from domainbed_plugins.runs.records import Ledger, last_step, read_records, update
@@ -17,6 +16,7 @@ from nacme.errors import ConfigError, NacmeError, NacmeWarning, SweepError
 from nacme.records.lines import Faults, read_lines
 from nacme.settings import CoverageSettings
 from nacme.system import files
+from nacme.system.tensors import TRUST, CheckpointError, load_tensors
 
 
 def record(step, steps=None, **more):
