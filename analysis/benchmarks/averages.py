@@ -5,7 +5,8 @@
 * A step: ``algorithm.update`` on random images, in turn with and without the averages after it.
 * `nacme average` of untrained runs: its ensembles and soups, against a plain accuracy pass
   (`nacme.measurement.accuracy`) for each pass that they take: of every member over validation and test splits, of
-  every mean that a greedy soup tries over validation splits, and of both soups over all. Both sides decode once.
+  every mean that a greedy soup tries over validation splits, of both soups over all; and, where training moves
+  batch norm, of every mean over the batches that its statistics are taken from. Both sides decode once.
 
 Processor time of this process, so that other work on the machine counts little.
 """
@@ -22,17 +23,19 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from domainbed_plugins.average import AverageOptions, average
+from domainbed_plugins.averaging.bench import STATISTICS_BATCHES
 from domainbed_plugins.backends import find as backends
 from domainbed_plugins.data.decoded import ValidationData
 from domainbed_plugins.recording.options import RecordOptions
 from domainbed_plugins.runs.checkpoints import build_algorithm
-from domainbed_plugins.training.averages import Averages
+from domainbed_plugins.training.averages import Averages, moving_norms
 from nacme.measurement import accuracy
 
 
@@ -115,6 +118,9 @@ def passes(sweep: Path, data_dir: str | None, dataset: str, runs: int) -> dict[s
         for loaders, count in ((held_out + tests, runs + 2), (held_out, runs)):
             for loader in loaders * count:
                 accuracy(network, loader)
+        trained = [fresh.loader(f"env{env}_in") for env in envs if env]
+        for loader in trained * (runs + 1) if moving_norms(network.train()) else ():
+            accuracy(network, islice(loader, STATISTICS_BATCHES))
 
     seconds = {"plain": clocked(plain), "ours": clocked(ours)}
     return {"runs": runs, **seconds, "ratio": seconds["ours"] / seconds["plain"]}

@@ -18,7 +18,7 @@ from domainbed_plugins.machine import default_workers, free_memory
 from domainbed_plugins.recording.options import RecordOptions
 from domainbed_plugins.recording.recorder import make_recorder
 from domainbed_plugins.runs.checkpoints import build_algorithm, load_weights
-from domainbed_plugins.training.averages import REFRESH_BATCHES, moving_norms, refresh
+from domainbed_plugins.training.averages import moving_norms, refresh
 from nacme.counting import mean
 from nacme.errors import ConfigError
 from nacme.measurement import Tally, accuracy, is_correct
@@ -27,6 +27,8 @@ from nacme.taps import untouched
 
 #: Networks that share a batch, at most.
 MOST_NETWORKS = 8
+#: Batches of each training environment that batch-norm statistics of a mean are taken from: every mean needs them.
+STATISTICS_BATCHES = 6
 
 
 class Bench:
@@ -144,7 +146,7 @@ class Bench:
 
     def _sample(self) -> Iterator[Tensor]:
         loaders = [iter(self._loader(f"env{env}_in")) for env in self._train_envs]
-        for _, *batches in zip(range(REFRESH_BATCHES), *loaders):
+        for _, *batches in zip(range(STATISTICS_BATCHES), *loaders):
             yield torch.cat([x for x, _ in batches]).to(self._device)
 
     def val_acc(self, algorithm: nn.Module) -> float:
