@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.style.core import STYLE_BLACKLIST
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -28,9 +27,11 @@ MUTED = "#59636e"
 PANEL = 4.0
 _GRID = "#e4e7eb"
 _TITLE, _NOTE = "panel title", "panel note"
+#: Settings that choose a back end, which drawing must not change.
+_NO_STYLE = ("backend", "backend_fallback", "interactive", "toolbar")
 #: On top of matplotlib's own defaults, whatever a ``matplotlibrc`` says. Names are text, not formulas.
 _STYLE: Any = {
-    **{key: value for key, value in matplotlib.rcParamsDefault.items() if key not in STYLE_BLACKLIST},
+    **{key: value for key, value in matplotlib.rcParamsDefault.items() if key not in _NO_STYLE},
     "text.parse_math": False,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
