@@ -197,7 +197,12 @@ def sweep_delete_command(
     sweep_commands.delete_command(spec, output_dir, data_dir, domainbed, yes)
 
 
-SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep directory, or a single run's.")]
+SweepPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SWEEP", help="A sweep directory, a single run's, or a table (.csv, .parquet, .jsonl)."
+    ),
+]
 CriterionNames = Annotated[
     list[str] | None,
     typer.Option("--criterion", metavar="NAME", help="A criterion, or several with commas. Can be repeated."),

@@ -11,6 +11,7 @@ This module imports neither torch nor pandas at import time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -282,6 +283,11 @@ def criterion_values(df: pd.DataFrame, name: str, populations: pd.Series[float] 
     import numpy as np
     import pandas as pd
 
+    if name in df.columns and name not in all_criteria() and not name.startswith(VARIANT_PREFIX):
+        raise CriterionError(
+            f"the direction of column {name!r} in {df.attrs.get('path', 'the table')} is unknown; register it in "
+            "a module that --criteria_module names, before looking at the data: docs/tables.md shows how"
+        )
     chosen = get_criterion(name)
     values: pd.Series[float]
     combination = None if name in all_criteria() else expressions.parse(name)
@@ -389,6 +395,8 @@ def default_criteria(df: pd.DataFrame, oracle: bool = False) -> list[str]:
 
 def _missing(chosen: Criterion, df: pd.DataFrame) -> str:
     where = df.attrs.get("path", "SWEEP")
+    if os.path.isfile(where):
+        return f"{where} has no column {chosen.name!r}; add it, or name another criterion"
     return (
         f"the records of {where} do not hold criterion {chosen.name!r}; measure the saved checkpoints with "
         f"'nacme score {where} --data_dir DIR --criteria {chosen.name}'"

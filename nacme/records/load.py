@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nacme.candidates import FOLDER, RAW, of_kinds
 from nacme.errors import NacmeWarning, SweepError
 from nacme.records.run import ADDED, ITSELF, LAST_MODEL, RESULTS, STEP_MODEL
+from nacme.records.tidy import BASE_COLUMNS, EXTRA_COLUMNS, is_table, read_tidy
 from nacme.settings import FEW_BINS, FEW_FULL_BINS
 
 if TYPE_CHECKING:
@@ -18,27 +19,6 @@ if TYPE_CHECKING:
 
     from nacme.records.table import Facts, Table
 
-#: The columns that every sweep has, in order; the recorded criteria follow.
-BASE_COLUMNS = (
-    "run",
-    "dataset",
-    "algorithm",
-    "test_env",
-    "test_envs",
-    "n_test_envs",
-    "n_envs",
-    "trial_seed",
-    "hparams_seed",
-    "seed",
-    "step",
-    "candidate",
-    "test_acc",
-    "test_out_acc",
-    "val_acc",
-    "val_acc_worst",
-    "checkpoint",
-    "done",
-)
 #: A smaller sweep is read in less than a second, and is spared the cache's file.
 CACHE_FROM = 500
 #: A smaller sweep is read sooner than another process has started.
@@ -52,7 +32,8 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True, strict: bool
     Parameters
     ----------
     path : path-like
-        A sweep directory (run directories directly inside it), or a single run directory.
+        A sweep directory (run directories directly inside it), a single run directory, or a tidy table
+        (``.csv``, ``.parquet``, ``.jsonl``) with these columns: see `nacme.records.tidy.read_tidy`.
     cache : bool
         Whether a sweep of many runs may keep what was read in a file ``.nacme_cache.npz`` beside them, which
         serves until one of its records or saved models changes. A directory that cannot be written to
@@ -119,8 +100,13 @@ def load_sweep(path: str | os.PathLike[str], *, cache: bool = True, strict: bool
     from nacme.records.table import read_candidates
 
     sweep = Path(path)
+    if is_table(sweep):
+        return read_tidy(sweep)
     if not os.path.isdir(sweep):
-        raise SweepError(f"{sweep} is not a directory; give a sweep directory or a single run directory")
+        raise SweepError(
+            f"{sweep} is not a directory; give a sweep directory, a single run directory, or a table (.csv, "
+            ".parquet or .jsonl)"
+        )
     known = frozenset(recorded_names()).difference(BASE_COLUMNS)
     table = None
     if os.path.isfile(sweep / RESULTS):
@@ -341,7 +327,7 @@ def _frame(table: Table, sweep: Path) -> pd.DataFrame:
         df["degenerate"] = df["degenerate"].astype("boolean")
     if "networks" in df:
         df["networks"] = df["networks"].fillna(1).astype(np.int64)
-    extra = [name for name in ("occupied_bins", "degenerate", "full_bins", "networks") if name in df]
+    extra = [name for name in EXTRA_COLUMNS if name in df]
     criteria = sorted(set(table.columns) - {*BASE_COLUMNS, "model", *extra})
     df = df[[*BASE_COLUMNS, *criteria, *extra]]
     return df
