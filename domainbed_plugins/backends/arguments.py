@@ -6,6 +6,7 @@ Source: ``domainbed/scripts/train.py``.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Mapping
@@ -167,6 +168,32 @@ def check_names(testbed: Testbed, args: Mapping[str, Any]) -> None:
         raise ConfigError(f"--test_envs {wrong[0]} is out of range: {args['dataset']} has envs 0 to {count - 1}")
     if len(set(args["test_envs"])) == count:
         raise ConfigError("--test_envs names every environment; leave at least one to train on")
+
+
+def check_hparams(testbed: Testbed, args: Mapping[str, Any]) -> None:
+    """Refuse hyper-parameters that nothing would read, as misspelled ones.
+
+    Parameters
+    ----------
+    testbed : Testbed
+    args : mapping
+        Those of another algorithm pass, for a sweep gives all its algorithms the same.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not (given := parse_hparams(args["hparams"])):
+        return
+    known = set(NETWORK_FLAGS)
+    for algorithm in {*testbed.algorithms.ALGORITHMS, args["algorithm"]}:
+        known |= testbed.hparams_registry.default_hparams(algorithm, args["dataset"]).keys()
+    # DomainBed's registry lacks some that its algorithms read
+    module = inspect.getmodule(testbed.algorithms.get_algorithm_class(args["algorithm"]))
+    source = inspect.getsource(module) if module else ""
+    for name in given:
+        if name not in known and f"'{name}'" not in source and f'"{name}"' not in source:
+            raise ConfigError(f"--hparams {name!r} is read by nothing; {nearest(name, known)}")
 
 
 def make_hparams(testbed: Testbed, args: Mapping[str, Any]) -> dict[str, Any]:

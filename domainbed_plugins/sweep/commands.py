@@ -9,10 +9,12 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from domainbed_plugins.backends import find as backends
+from domainbed_plugins.backends.arguments import check_hparams
 from domainbed_plugins.recording.options import as_begun, begun_layers
 from domainbed_plugins.runs import files as run_files
 from domainbed_plugins.runs import paths
@@ -69,6 +71,10 @@ def run_sweep(
     launcher_class = find_launcher(launcher)
     jobs = make_jobs(spec, output_dir, data_dir, domainbed)
     spec.load_criteria()
+    _check_edited(jobs, output_dir)
+    for job in jobs:
+        if spec.hparams and job.state == "not launched":
+            check_hparams(backends.find(job.args["dataset"], domainbed), job.args)
     _open_sweep(spec, output_dir)
     spec = as_begun(spec, _layers_begun(jobs))
     chosen = launcher_class(
@@ -81,6 +87,29 @@ def run_sweep(
     with _progress_bar() as show, _queueing(output_dir), _terminable():
         outcomes = chosen.run(jobs, show)
     _report(jobs, outcomes)
+
+
+def _check_edited(jobs: Sequence[Job], output_dir: Path) -> None:
+    """Refuse to train runs beside those of the same seeds that an earlier wording of the specification began."""
+    same = {_seeds(job.args): job.args for job in jobs}
+    names = {job.name for job in jobs}
+    others = sorted(path.parent for path in output_dir.glob(f"*/{paths.RESULTS}") if path.parent.name not in names)
+    for directory in others:
+        before = run_files.first_record(directory).get("args")
+        if not isinstance(before, dict) or (now := same.get(_seeds(before))) is None:
+            continue
+        for key in ("steps", "checkpoint_freq", "hparams", "holdout_fraction", "task"):
+            if before.get(key) != now[key]:
+                raise ConfigError(
+                    f"{directory} was trained with {key} = {before.get(key)}, not {now[key]}; "
+                    "choose another --output_dir, or delete the runs that the specification no longer means"
+                )
+
+
+def _seeds(args: Mapping[str, Any]) -> str:
+    """What tells the runs of a specification apart."""
+    varied = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+    return json.dumps([args.get(key) for key in varied])
 
 
 def _layers_begun(jobs: Sequence[Job]) -> str | None:

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domainbed_plugins.backends.arguments import parse_hparams
 from domainbed_plugins.recording.options import RecordOptions
+from domainbed_plugins.runs import files as run_files
+from domainbed_plugins.runs import paths
+from nacme.criteria.recorded import chosen_criteria
 from nacme.errors import ConfigError
 
 
@@ -87,4 +91,46 @@ def check_same(directory: Path, state: Mapping[str, Any], args: Mapping[str, Any
             raise ConfigError(
                 f"{directory} was begun with {key} = {before.get(key)}, not {now.get(key)}; choose another "
                 "--output_dir, or delete it to start anew"
+            )
+
+
+def check_finished(directory: Path, args: Mapping[str, Any], options: TrainOptions) -> None:
+    """Refuse to take a finished run for one with other settings, as far as its records tell them.
+
+    Parameters
+    ----------
+    directory : path
+    args, options
+
+    Raises
+    ------
+    ConfigError
+    """
+    record = run_files.first_record(directory)
+    before, nac = record.get("args"), record.get("nac")
+    told = before if isinstance(before, dict) else {}
+    pairs = [
+        (key, told[key], value)
+        for key, value in args.items()
+        if key in told and key not in ("data_dir", "output_dir", "hparams")
+    ]
+    pairs.append(("hparams", parse_hparams(told.get("hparams")), parse_hparams(args["hparams"])))
+    if isinstance(nac, dict):
+        asked = {**options.settings.as_json(), "split": options.split}
+        if not (options.layers is None or isinstance(options.layers, str)):
+            asked["layers"] = list(options.layers)
+        pairs += [(key, nac[key], value) for key, value in asked.items() if key in nac]
+        held = nac.get("grid") or ()
+        pairs += [
+            ("nac_grid", "without it", setting.key()) for setting in options.grid if setting.key() not in held
+        ]
+    names = chosen_criteria(options.criteria or [], options.target_unlabeled)
+    pairs += [("criteria", "without it", name) for name in names if name not in record]
+    if options.average and not (directory / paths.AVERAGES).exists():
+        pairs.append(("average", "without it", sorted(options.average)))
+    for key, was, wanted in pairs:
+        if was != wanted:
+            raise ConfigError(
+                f"{directory} is done, and was trained with {key} = {json.dumps(was)}, not {json.dumps(wanted)}; "
+                "choose another --output_dir, or delete it to start anew"
             )

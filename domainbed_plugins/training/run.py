@@ -21,7 +21,7 @@ import torchvision
 
 import nacme
 from domainbed_plugins.backends import networks
-from domainbed_plugins.backends.arguments import check_names, make_hparams
+from domainbed_plugins.backends.arguments import check_hparams, check_names, make_hparams
 from domainbed_plugins.data.generators import seed_everything
 from domainbed_plugins.data.splits import make_splits
 from domainbed_plugins.interface import Testbed
@@ -33,7 +33,7 @@ from domainbed_plugins.runs.lock import locked
 from domainbed_plugins.training import head
 from domainbed_plugins.training.averages import check_average
 from domainbed_plugins.training.loop import Training
-from domainbed_plugins.training.options import TrainOptions, check_same
+from domainbed_plugins.training.options import TrainOptions, check_finished, check_same
 from nacme.errors import ConfigError, NacmeError
 from nacme.system import files
 
@@ -69,8 +69,11 @@ def train(testbed: Testbed, args: Mapping[str, Any], options: TrainOptions | Non
     head.check(hparams)
     output = Path(args["output_dir"])
     if (output / paths.DONE).exists():
+        check_finished(output, args, options)
         print(f"{output} is done; nothing to train", file=sys.stderr)
         return
+    if not run_files.has_records(output):
+        check_hparams(testbed, args)
     _open_output(output)
     with locked(output) as lock:
         if (output / paths.DONE).exists():  # by whoever held the lock

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -95,6 +96,7 @@ def test_runs_are_named_as_domainbed_names_them(domainbed, tmp_path, monkeypatch
     ("changes", "message"),
     [
         ({"algorithms": ["EMR"]}, "'EMR' is unknown.*did you mean 'ERM'"),
+        ({"hparams": {"lrr": 1}}, "'lrr' is read by nothing; did you mean 'lr'"),
         ({"test_envs": [[6]]}, "6 is out of range"),
         ({"test_envs": [[0, 1, 2, 3, 4, 5]]}, "names every environment"),
     ],
@@ -159,6 +161,22 @@ def test_a_sweep_that_measures_otherwise_is_not_mixed_in(tmp_path):
     run_sweep(make_spec(test_envs=[[0]]), tmp_path / "sweep", launcher="debug")
     with pytest.raises(ConfigError, match=r"holds a sweep with settings = .*'alpha': 10.0.* not .*'alpha': 1.0"):
         run_sweep(make_spec(settings=CoverageSettings(1.0, fill=0.1)), tmp_path / "sweep", launcher="debug")
+
+
+def test_an_edited_specification_is_not_trained_beside_what_it_was(tmp_path):
+    spec = make_spec(test_envs=[[0]])
+    run_sweep(spec, tmp_path / "sweep", launcher="debug")
+    for changes, message in (
+        (
+            {"steps": spec.steps + 1},
+            f"was trained with steps = {spec.steps}, not {spec.steps + 1}; choose another",
+        ),
+        ({"hparams": {"lr": 0.5}}, 'was trained with hparams = .*, not {"lr": 0.5}; choose another'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_sweep(replace(spec, **changes), tmp_path / "sweep", launcher="debug")
+    assert states(spec, tmp_path / "sweep") == ["done"]
+    assert len(list((tmp_path / "sweep").glob("*/done"))) == 1
 
 
 def test_an_unwritable_directory_is_one_line(tmp_path):

@@ -62,6 +62,7 @@ def test_every_checkpoint_is_saved_on_request_and_none_if_asked(tmp_path):
         (["--test_envs", "0", "1", "2", "3", "4", "5"], "names every environment"),
         (["--hparams", "{lr: 1}"], "--hparams is not JSON"),
         (["--hparams", "[1]"], "--hparams must be a JSON object"),
+        (["--hparams", '{"lrr": 1}'], "--hparams 'lrr' is read by nothing; did you mean 'lr'"),
         (["--hparams", '{"batch_size": 5000}'], "batch_size 5000 is larger than env0_in"),
         (["--holdout_fraction", "0"], "--holdout_fraction 0.0 leaves env 0"),
         (["--task", "domain_adaptation"], "set --uda_holdout_fraction above 0"),
@@ -77,6 +78,40 @@ def test_a_mistake_is_one_line_and_loses_nothing(flags, message, tmp_path):
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "results.jsonl").exists()
     train(tmp_path / "run")  # the directory serves once the mistake is mended
+    assert (tmp_path / "run" / "done").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "500"], "steps = 7, not 500"),
+        (["--nac_alpha", "1"], "alpha = 10.0, not 1.0"),
+        (["--nac_split", "in"], 'split = "out", not "in"'),
+        (["--nac_layers", "nonsense"], 'not ["nonsense"]'),
+        (["--nac_grid", "alpha=1"], "nac_grid = "),
+        (["--criteria", "sharpness"], 'criteria = "without it", not "sharpness"'),
+        (["--hparams", '{"lrr": 1}'], 'hparams = {}, not {"lrr": 1}'),
+        (["--average", "sma"], 'average = "without it", not ["sma"]'),
+    ],
+)
+def test_a_finished_run_is_not_taken_for_another(flags, message, finished_run, capsys):
+    before = (finished_run / "results.jsonl").read_bytes()
+    with pytest.raises(NacmeError, match="is done, and was trained with") as error:
+        train(finished_run, *flags)
+    assert message in str(error.value)
+    assert (finished_run / "results.jsonl").read_bytes() == before
+    train(finished_run)
+    assert "is done; nothing to train" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    train(tmp_path_factory.mktemp("finished") / "run")
+    return next(tmp_path_factory.getbasetemp().glob("finished*/run"))
+
+
+def test_another_algorithms_hyper_parameters_pass(tmp_path):
+    train(tmp_path / "run", "--hparams", '{"irm_lambda": 2}')
     assert (tmp_path / "run" / "done").exists()
 
 
