@@ -43,6 +43,9 @@ _HOMES = {
     "NacmeWarning": "nacme.errors",
 }
 
+#: Modules that need an extra, loaded when they are asked for.
+_MODULES = ("lightning", "ood", "transformers")
+
 __all__ = [
     "CoverageSettings",
     "Measurement",
@@ -52,6 +55,7 @@ __all__ = [
     "Recorder",
     "compare_criteria",
     "kl_gradients",
+    "lightning",
     "load_ensemble",
     "load_sweep",
     "measure",
@@ -61,12 +65,13 @@ __all__ = [
     "recommend",
     "select",
     "selection_quality",
+    "transformers",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ood":
-        return importlib.import_module("nacme.ood")
+    if name in _MODULES:
+        return importlib.import_module(f"nacme.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nacme' has no attribute {name!r}")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nacme.counting import CoverageCounter, mean
 from nacme.errors import DegenerateCoverageWarning, NacmeWarning
 from nacme.observation import batches, check_labels, observe
+from nacme.prediction import predict_logits
 from nacme.settings import CoverageSettings
 from nacme.states import at_least_float32
 from nacme.taps import untouched
@@ -112,11 +113,12 @@ def measure(
     Parameters
     ----------
     model : nn.Module
-        Gives logits [B, C] from ``predict(x)`` where it has that method, as DomainBed's algorithms do, else from
-        ``forward``. It is left as it was: mode, hooks, ``requires_grad``, gradients; random numbers are drawn
-        only if predicting draws them.
+        Gives logits [B, C], or an output with ``.logits``, from ``predict(x)`` where it has that method, as
+        DomainBed's algorithms do, else from ``forward``. It is left as it was: mode, hooks, ``requires_grad``,
+        gradients; random numbers are drawn only if predicting draws them.
     loader : iterable
-        Of ``(x, y, ...)``: inputs [B, ...] and integer labels [B].
+        Of ``(x, y, ...)``: inputs [B, ...], or several in a tuple, and integer labels [B]; or of inputs by name,
+        given to the model so, with ``labels`` among them.
     layers : str or sequence of str, optional
         Dotted module paths. None: what feeds the linear layer that produces the logits.
     alpha : float or "auto"
@@ -253,7 +255,7 @@ def accuracy(model: nn.Module, loader: Iterable[Any], device: torch.device | str
     tally = Tally()
     with untouched(model), torch.no_grad():
         for x, labels in batches(model, loader, device):
-            logits = predict(x)
+            logits = predict_logits(predict, x)
             if not labels.is_cuda:
                 check_labels(labels, logits.shape[1])
             tally.count(logits, is_correct(logits, labels))

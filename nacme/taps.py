@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nacme.errors import LayerError, nearest
+from nacme.prediction import are_probabilities, predict_logits
 from nacme.states import head_gradients, kl_gradients, pool_positions
 
 INPUT = ":input"
@@ -154,7 +155,7 @@ class Taps:
 
         Parameters
         ----------
-        x : Tensor, shape [B, ...]
+        x : Tensor, shape [B, ...], or several in a tuple or by name
             The model's input.
 
         Returns
@@ -178,7 +179,7 @@ class Taps:
         try:
             # no inference mode: its tensors do not tell whether they were changed in place
             with torch.inference_mode(False), torch.no_grad() if closed else torch.enable_grad():
-                logits = self._forward(x)
+                logits = predict_logits(self._predict, x)
                 if not self._settled:
                     self._settle(logits)
                 above, below = self._read_head(logits), self._read_by_autograd(logits)
@@ -194,16 +195,14 @@ class Taps:
             self._passed.clear()
             self._seen.clear()
 
-    def _forward(self, x: Any) -> Tensor:
-        logits = self._predict(x)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise LayerError(f"the model must give logits of shape [B, C], not {found}; wrap it so that it does")
-        return logits
-
     def _settle(self, logits: Tensor) -> None:
         """Learn from the first batch where the head is and whether the closed form holds for every tap."""
         self._settled = True
+        if are_probabilities(logits):
+            raise LayerError(
+                "the model gives probabilities, for each row sums to 1; give it without its softmax, so that it "
+                "gives logits"
+            )
         missing = [name for name in self._named if name not in self._read]
         if missing:
             raise LayerError(f"layer {missing[0]!r} does not run when the model predicts; tap one that does")

@@ -44,6 +44,7 @@ def craft_acc(data: Any) -> float:
     import torch
 
     from nacme.measurement import is_correct
+    from nacme.prediction import predict_logits
     from nacme.taps import untouched
 
     predict = getattr(data.model, "predict", data.model)
@@ -57,7 +58,9 @@ def craft_acc(data: Any) -> float:
             for transform in TRANSFORMS:
                 # the generator is the CPU's, whatever the device: the same noise everywhere
                 crafted = in_own_range(x, transform, torch.Generator().manual_seed(SEED))
-                logits = torch.cat([predict(part) for part in torch.split(crafted.to(x.dtype), BATCH)])
+                logits = torch.cat(
+                    [predict_logits(predict, part) for part in torch.split(crafted.to(x.dtype), BATCH)]
+                )
                 correct = is_correct(logits, labels).double().mean()
                 accuracies.append(math.nan if logits.isnan().any() else float(correct))
     return sum(accuracies) / len(accuracies)
@@ -148,6 +151,8 @@ def _first(model: Any, loader: Any, count: int) -> tuple[Tensor, Tensor]:
 
     inputs, labels, held = [], [], 0
     for x, y in batches(model, loader):
+        if not isinstance(x, torch.Tensor):  # several inputs are no images
+            return torch.empty(0), y
         inputs.append(x)
         labels.append(y)
         held += len(x)

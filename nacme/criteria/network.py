@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 from nacme.counting import mean
 from nacme.measurement import cross_entropy, is_correct
 from nacme.observation import batches
+from nacme.prediction import predict_logits
 from nacme.settings import CRAFT_SAMPLES
 from nacme.taps import untouched
 
@@ -288,7 +289,7 @@ def _batch_losses(data: Collected) -> Iterator[Tensor]:
     predict = getattr(data.model, "predict", data.model)
     for loader in data.loaders.values():
         for x, y in batches(data.model, loader):
-            yield cross_entropy(predict(x), y)
+            yield cross_entropy(predict_logits(predict, x), y)
 
 
 def _norm(gradients: Iterable[Tensor]) -> float:
