@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from nacme.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nacme.coverage import NeuronActivationCoverage
     from nacme.errors import NacmeError, NacmeWarning
     from nacme.measurement import Measurement, measure
+    from nacme.metric import NeuronActivationCoverage
     from nacme.recorder import Recorder
     from nacme.records.load import load_sweep
     from nacme.settings import CoverageSettings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "kl_gradients": "nacme.states",
     "neuron_states": "nacme.states",
-    "NeuronActivationCoverage": "nacme.coverage",
+    "NeuronActivationCoverage": "nacme.metric",
     "measure": "nacme.measurement",
     "Measurement": "nacme.measurement",
     "CoverageSettings": "nacme.settings",

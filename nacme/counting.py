@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacme.coverage import NeuronActivationCoverage
+from nacme.coverage import StateCounts
 from nacme.settings import FEW_BINS, FEW_FULL_BINS, CoverageSettings
 from nacme.taps import Reading
 
@@ -77,14 +77,14 @@ class CoverageCounter:
     Attributes
     ----------
     settings : CoverageSettings
-    coverage : dict of str to NeuronActivationCoverage
+    coverage : dict of str to StateCounts
         By layer name, filled as batches come.
     alpha : dict of str to float
         The scale in use, by layer name.
     """
 
     settings: CoverageSettings
-    coverage: dict[str, NeuronActivationCoverage] = field(default_factory=dict)
+    coverage: dict[str, StateCounts] = field(default_factory=dict)
     alpha: dict[str, float] = field(default_factory=dict)
     _kept: dict[str, list[Tensor]] = field(default_factory=dict)
     _found_nan: Tensor | bool = False
@@ -163,8 +163,8 @@ class CoverageCounter:
 
     def _count(self, name: str, states: Tensor) -> None:
         if name not in self.coverage:
-            metric = NeuronActivationCoverage(states.shape[1], self.settings.bins, self.settings.fill)
-            self.coverage[name] = metric.to(states.device)
+            metric = StateCounts(states.shape[1], self.settings.bins, self.settings.fill, device=states.device)
+            self.coverage[name] = metric
         self.coverage[name].update(states)
 
 

@@ -8,12 +8,10 @@ log-spaced bins), whose numbers these functions reproduce.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from nacme.errors import ConfigError
 from nacme.settings import check_bins, check_fill
@@ -170,56 +168,27 @@ def nac_function(counts: Tensor, fill: float | Tensor) -> Tensor:
     return (counts.to(dtype) / fill).clamp(max=1)
 
 
-class NeuronActivationCoverage(Metric):
-    """Coverage of neuron states by the samples seen so far: NAC-ME, and NAC-UE's likelihood.
+class StateCounts:
+    """Counts of neuron states and the coverage that they come to; what `nacme.NeuronActivationCoverage` wraps.
+
+    Counting needs no torchmetrics, whose import costs more than PyTorch's: measuring uses this class as it is.
 
     Parameters
     ----------
-    num_neurons : int
-        ``N``.
-    bins : int
-        ``M``, the number of edges; states are counted in ``M - 1`` bins.
-    fill : int or float
-        ``O``. An int is a count, as in the authors' code; a float is the fraction of the counted samples, which
-        does not grow with the data set.
-    spacing : {"linear", "log"}
-        See `bin_edges`. NAC-ME uses ``"linear"``, NAC-UE ``"log"``.
-    **kwargs
-        Passed on to `torchmetrics.Metric`.
-
-    Attributes
-    ----------
-    counts : Tensor, shape [N, M - 1], int64
-        Summed when metrics are merged or processes synchronized.
-    num_samples : Tensor, scalar, int64
-        Samples counted. Rows that are NaN throughout do not count: that is how samples are masked.
+    num_neurons, bins, fill, spacing
+        As for `nacme.NeuronActivationCoverage`.
+    device : torch.device, optional
+        Where the counts are kept; the default device without it.
 
     Raises
     ------
     ConfigError
         If a parameter is out of range.
-
-    Examples
-    --------
-    >>> coverage = NeuronActivationCoverage(num_neurons=2, bins=3, fill=1)
-    >>> coverage.update(torch.tensor([[0.2, 0.2], [0.7, 0.3]]))
-    >>> coverage.per_neuron()
-    tensor([0.6667, 0.3333])
-    >>> coverage.compute()
-    tensor(0.5000)
-
-    Notes
-    -----
-    The mean is over ``M``, though there are ``M - 1`` bins, as in the authors' code: full coverage is
-    ``(M - 1) / M``. Source: arXiv 2306.02879, equations 3 to 5.
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     counts: Tensor
     num_samples: Tensor
+    dtype: torch.dtype = torch.float32  # of what is computed from the counts
 
     def __init__(
         self,
@@ -227,16 +196,15 @@ class NeuronActivationCoverage(Metric):
         bins: int = 50,
         fill: int | float = 500,
         spacing: str = "linear",
-        **kwargs: Any,
+        device: torch.device | None = None,
     ) -> None:
-        super().__init__(**kwargs)
         if num_neurons < 1:
             raise ConfigError(f"num_neurons={num_neurons} must be at least 1")
         check_fill(fill)
         self.num_neurons, self.bins, self.fill, self.spacing = num_neurons, bins, fill, spacing
         self._edges = bin_edges(bins, spacing)
-        self.add_state("counts", torch.zeros(num_neurons, bins - 1, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("num_samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.counts = torch.zeros(num_neurons, bins - 1, dtype=torch.int64, device=device)
+        self.num_samples = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, states: Tensor) -> None:
         """Count a batch.

@@ -10,10 +10,28 @@ from pathlib import Path
 
 from analysis.benchmarks.timing import Times
 
+_DATA = """
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+data = [(torch.randn(8, 64), torch.randint(10, (8,))) for _ in range(3)]
+"""
+#: The plain pass is what a user would write; the other the first measurement in a process.
+_PLAIN = """
+with torch.no_grad():
+    logits = [(model(x), y) for x, y in data]
+    sum(torch.nn.functional.cross_entropy(z, y, reduction="sum").item() for z, y in logits)
+    sum((z.argmax(1) == y).sum().item() for z, y in logits)
+"""
+_FIRST = """
+import nacme
+nacme.measure(model, data, alpha=10.0, bins=10, fill=1, correct_only=False)
+"""
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
     "import nacme": [sys.executable, "-c", "import nacme"],
     "from nacme import measure": [sys.executable, "-c", "from nacme import measure"],
+    "import torch, a plain pass": [sys.executable, "-c", _DATA + _PLAIN],
+    "import torch, the first nacme.measure": [sys.executable, "-c", _DATA + _FIRST],
     "nacme --help": [sys.executable, "-m", "nacme.cli", "--help"],
 }
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nacme.coverage import NeuronActivationCoverage
 from nacme.errors import ConfigError
+from nacme.metric import NeuronActivationCoverage
 from nacme.states import at_least_float32
 
 

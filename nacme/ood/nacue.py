@@ -18,8 +18,8 @@ from pytorch_ood.api import (
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from nacme.coverage import NeuronActivationCoverage
 from nacme.errors import ConfigError, NacmeWarning, nearest
+from nacme.metric import NeuronActivationCoverage
 from nacme.ood.base import Extract, NetworkDetector
 from nacme.states import neuron_states
 from nacme.taps import Taps, untouched

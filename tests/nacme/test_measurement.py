@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from collections import OrderedDict
 
 import pytest
@@ -356,3 +358,19 @@ class TestBadInput:
     def test_alpha(self, alpha):
         with pytest.raises(ConfigError, match="alpha"):
             measure(convnet(), batches(*images()), alpha=alpha)
+
+
+def test_measuring_imports_only_what_it_uses():
+    """torchmetrics brings SciPy, Matplotlib and torchvision, whose import costs more than PyTorch's."""
+    script = """
+import sys, torch, nacme
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+found = nacme.measure(model, [(torch.randn(9, 4), torch.arange(9) % 3)], alpha=10.0, fill=1, correct_only=False)
+assert found.num_counted == 9
+heavy = {"torchmetrics", "scipy", "matplotlib", "torchvision", "pandas"} & set(sys.modules)
+assert not heavy, heavy
+import torchmetrics
+assert issubclass(nacme.NeuronActivationCoverage, torchmetrics.Metric)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
