@@ -17,6 +17,7 @@ ALL_CRITERIA = {"ResNet-18": 1.15}
 SPEED = {"penultimate": 2.0, "four stages": 1.8}
 KERNEL = {50: 10.0, 1000: 100.0}
 IMPORT, HELP_SECONDS = 1.3, 0.5
+FIRST_USE = 1.2
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ def targets(results: Results) -> Iterator[tuple[str, str, str, bool]]:
     assert ratio is not None
     assert seconds is not None
     yield f"`import nacme` below {IMPORT} times `import torch`", "cpu", _spread(ratio), ratio.median < IMPORT
+    plain, first = "import torch, a plain pass", "import torch, the first nacme.measure"
+    ratio = results.startup.ratio((first,), (plain,), "processor")
+    assert ratio is not None
+    said = f"{first}: at most {FIRST_USE} times {plain}"
+    yield said, "cpu", _spread(ratio), ratio.median <= FIRST_USE
     title = f"`nacme --help` below {HELP_SECONDS} s of processor time"
     yield title, "cpu", f"{_spread(seconds)} s", seconds.median < HELP_SECONDS
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nacme.inference.ties import Ranked
+
 Array = npt.NDArray[np.float64]
 
 _CHUNK = 4_000_000  # numbers per temporary array
@@ -268,7 +270,7 @@ class RunPairs:
         self._run = np.asarray(run)[order]
         self._starts = np.flatnonzero(np.r_[True, np.diff(self._run) > 0])
         self._lengths = np.diff(self._starts, append=len(self._run)).astype(float)
-        self._x, self._y = (_Ranked(np.asarray(values)[order], self._run) for values in (x, y))
+        self._x, self._y = (Ranked(np.asarray(values)[order], self._run) for values in (x, y))
 
     def kendall(self, weights: Array) -> Array:
         """Return tau-b, shape (B,), for ``weights`` of shape (B, R); NaN where undefined."""
@@ -346,45 +348,6 @@ class RunPairs:
         sums = sums + sums.transpose(1, 0, 2) + sums.transpose(1, 2, 0)
         first, second = np.triu_indices(len(sums))
         return np.asarray(sums[:, first, second] * np.where(first == second, 0.5, 1.0))
-
-
-class _Ranked:
-    """One variable of `RunPairs`: the groups of equal values, G of them in ascending order, and their runs."""
-
-    def __init__(self, values: npt.NDArray[Any], run: npt.NDArray[np.intp]) -> None:
-        from scipy.sparse import csr_array
-
-        distinct, of_each = np.unique(values, return_inverse=True)
-        # narrow integers are compared many at a time
-        self.rank = of_each.astype(np.int16 if len(distinct) < 2**15 else np.int32)
-        shape = len(distinct), int(run[-1]) + 1
-        self._members = csr_array((np.ones(len(run)), (of_each, run)), shape)
-        self._members.sum_duplicates()
-        several = np.diff(self._members.indptr) > 1
-        # groups within one run weigh what the run weighs: only what they sum to is needed
-        alone = self._members[~several]
-        self._alone = {
-            power: np.bincount(alone.indices, alone.data**power, minlength=shape[1]) for power in (2, 3)
-        }
-        self._shared = self._members[several]
-        self._of_runs = self._shared.T.tocsr()
-
-    def powers(self, weights: Array, power: int) -> Array:
-        """Sum the 2nd or 3rd powers of the groups' sizes, shape (B,), runs counted as in weights, shape (B, R)."""
-        sizes = self._shared @ np.ascontiguousarray(weights.T)
-        return np.asarray(weights**power @ self._alone[power] + (sizes**power).sum(0))
-
-    def slopes(self, weights: Array, power: int) -> Array:
-        """Return the derivatives of `powers` by each weight over the power, shape (B, R)."""
-        sizes = self._shared @ np.ascontiguousarray(weights.T)
-        less = power - 1
-        return np.asarray(weights**less * self._alone[power] + (self._of_runs @ sizes**less).T)
-
-    def centred(self, weights: Array) -> Array:
-        """Return twice the centred average rank of each checkpoint, shape (n, B)."""
-        sizes = self._members @ np.ascontiguousarray(weights.T)
-        upto = np.cumsum(sizes, axis=0)
-        return np.asarray((2 * upto - sizes - upto[-1])[self.rank])
 
 
 def _products(weights: Array) -> Array:
