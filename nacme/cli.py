@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,13 @@ app = typer.Typer(
     # flags are spelled as DomainBed spells its own, --output_dir; --output-dir is accepted, too
     context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
 )
+
+
+#: Of commands whose flags another parser reads.
+_OWN_FLAGS: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
+}
 
 
 def _version(wanted: bool) -> None:
@@ -70,11 +77,7 @@ def demo_command(
     demo.run(out, quick)
 
 
-@app.command(
-    "train",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
+@app.command("train", **_OWN_FLAGS)
 def train_command(context: typer.Context) -> None:
     """Train with DomainBed's own flags, recording coverage at every checkpoint (nacme train --help)."""
     from domainbed_plugins import train
@@ -82,11 +85,7 @@ def train_command(context: typer.Context) -> None:
     train.main(context.args)
 
 
-@app.command(
-    "score",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
+@app.command("score", **_OWN_FLAGS)
 def score_command(context: typer.Context) -> None:
     """Measure checkpoints that any DomainBed saved (nacme score --help)."""
     from domainbed_plugins import score
@@ -94,11 +93,7 @@ def score_command(context: typer.Context) -> None:
     score.main(context.args)
 
 
-@app.command(
-    "average",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
+@app.command("average", **_OWN_FLAGS)
 def average_command(context: typer.Context) -> None:
     """Make candidates from saved checkpoints: ensembles, soups, averages along runs (nacme average --help)."""
     from domainbed_plugins import average
@@ -106,11 +101,7 @@ def average_command(context: typer.Context) -> None:
     average.main(context.args)
 
 
-@app.command(
-    "detect",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
+@app.command("detect", **_OWN_FLAGS)
 def detect_command(context: typer.Context) -> None:
     """Ask detectors whether checkpoints notice unseen domains (nacme detect --help)."""
     from domainbed_plugins import detect
@@ -197,12 +188,7 @@ def sweep_delete_command(
     sweep_commands.delete_command(spec, output_dir, data_dir, domainbed, yes)
 
 
-SweepPath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="SWEEP", help="A sweep directory, a single run's, or a table (.csv, .parquet, .jsonl)."
-    ),
-]
+SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep or run directory, or a table.")]
 CriterionNames = Annotated[
     list[str] | None,
     typer.Option("--criterion", metavar="NAME", help="A criterion, or several with commas. Can be repeated."),
@@ -212,6 +198,7 @@ CriteriaModules = Annotated[
     typer.Option("--criteria_module", metavar="MODULE", help="A module or .py file that registers criteria."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
+WideOption = Annotated[bool, typer.Option("--wide", help="Every column, and every note by itself.")]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse a sweep with any record that cannot be read.")
 ]
@@ -244,6 +231,7 @@ def select_command(
     candidates: CandidatesOption = None,
     strict: StrictOption = False,
     criteria_module: CriteriaModules = None,
+    wide: WideOption = False,
 ) -> None:
     """Choose a checkpoint per (dataset, algorithm, test env, trial) and criterion."""
     from nacme import commands as study
@@ -257,6 +245,7 @@ def select_command(
         candidates=candidates,
         strict=strict,
         modules=criteria_module,
+        wide=wide,
     )
 
 
@@ -281,6 +270,7 @@ def correlate_command(
     candidates: CandidatesOption = None,
     strict: StrictOption = False,
     criteria_module: CriteriaModules = None,
+    wide: WideOption = False,
 ) -> None:
     """Correlate criteria with test accuracy, per (dataset, algorithm, test env)."""
     from nacme import commands as study
@@ -298,6 +288,7 @@ def correlate_command(
         candidates=candidates,
         strict=strict,
         modules=criteria_module,
+        wide=wide,
     )
 
 

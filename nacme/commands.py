@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nacme import compact
 from nacme.candidates import RAW, kinds, of_kinds
 from nacme.criteria.expressions import split
 from nacme.criteria.registry import all_criteria, default_criteria, held_controls, load_criteria_module
 from nacme.errors import ConfigError
-from nacme.output import Format, say, write_frame
+from nacme.output import Format, said_after, write_frame, write_lines
 from nacme.system.text import printable
 
 if TYPE_CHECKING:
@@ -33,24 +34,31 @@ def run_select(
     candidates: Sequence[str] | None = None,
     strict: bool = False,
     modules: Sequence[str] | None = None,
+    wide: bool = False,
 ) -> None:
     """Print the chosen checkpoints of a sweep."""
     from nacme.study.selection import TIE_RULE, select
     from nacme.targets import observations
 
-    df = _load(sweep, modules, strict)
-    names = split_names(criterion) or default_criteria(df, oracle=True)
-    wanted = split_names(candidates) or None
-    _say_candidates(of_kinds(df, wanted))
-    table = select(df, names, per, targets=targets, candidates=wanted)
-    if note := observations(df, targets)[1]:
-        _say(note)
-    if none := int(table["no_choice"].sum()):
-        _say(
-            f"{none} of {len(table)} choices are no choice: more than half of the candidates tie, and a rule "
-            f"decides ({TIE_RULE})"
-        )
-    write_frame(table, form)
+    with said_after(every=wide) as note:
+        df = _load(sweep, modules, note, strict)
+        names = split_names(criterion) or default_criteria(df, oracle=True)
+        wanted = split_names(candidates) or None
+        _say_degenerate(df, names, note)
+        _say_candidates(of_kinds(df, wanted), note)
+        table = select(df, names, per, targets=targets, candidates=wanted)
+        if taken := observations(df, targets)[1]:
+            note(taken)
+        if none := int(table["no_choice"].sum()):
+            note(
+                f"{none} of {len(table)} choices are no choice: more than half of the candidates tie, and a rule "
+                f"decides ({TIE_RULE})"
+            )
+        if form == "table" and not wide:
+            width = compact.terminal_width()
+            write_lines(compact.lines_of(compact.compact_choices(table, width), width))
+        else:
+            write_frame(table, form)
 
 
 def run_correlate(
@@ -67,6 +75,7 @@ def run_correlate(
     candidates: Sequence[str] | None = None,
     strict: bool = False,
     modules: Sequence[str] | None = None,
+    wide: bool = False,
 ) -> None:
     """Print the rank correlations of a sweep; what was left out or undefined goes to standard error."""
     from nacme.study.authors import authors_table
@@ -77,34 +86,40 @@ def run_correlate(
             "--authors_way looks at the mean over targets within each run; leave --targets each, "
             "--population sweep, --pool_algorithms and --candidates out"
         )
-    df = _load(sweep, modules, strict)
-    names = split_names(criterion)
-    if not names:
-        controls = held_controls(df)
-        names = [*default_criteria(df), *controls]
-        if controls:
-            _say(f"controls, which no finding about coverage may fall behind: {', '.join(controls)}")
     wanted = split_names(candidates) or [RAW]
     if len(wanted) > 1:
         raise ConfigError(
             f"--candidates {','.join(wanted)}: a correlation is among candidates of one kind; name one"
         )
-    if authors_way:
-        table = authors_table(df, names)
-    else:
-        table = rank_correlation(
-            df,
-            names,
-            population,
-            include_step0=include_step0,
-            seed=seed,
-            pool_algorithms=pool_algorithms,
-            targets=targets,
-            candidate=wanted[0],
-        )
-    for note in table.attrs["notes"]:
-        _say(note)
-    write_frame(table, form)
+    with said_after(every=wide) as note:
+        df = _load(sweep, modules, note, strict)
+        names = split_names(criterion)
+        if not names:
+            controls = held_controls(df)
+            names = [*default_criteria(df), *controls]
+            if controls:
+                note(f"controls, which no finding about coverage may fall behind: {', '.join(controls)}")
+        _say_degenerate(df, names, note)
+        if authors_way:
+            table = authors_table(df, names)
+        else:
+            table = rank_correlation(
+                df,
+                names,
+                population,
+                include_step0=include_step0,
+                seed=seed,
+                pool_algorithms=pool_algorithms,
+                targets=targets,
+                candidate=wanted[0],
+            )
+        for text in table.attrs["notes"]:
+            note(text)
+        if form == "table" and not wide and not authors_way:
+            width = compact.terminal_width()
+            write_lines(compact.lines_of(compact.compact_correlations(table, width), width))
+        else:
+            write_frame(table, form)
 
 
 def run_report(
@@ -122,17 +137,20 @@ def run_report(
     """Write the report of a sweep and print where it is."""
     from nacme.report.write import write_report
 
-    df = _load(sweep, modules, strict)
-    written = write_report(
-        df,
-        out,
-        criteria=split_names(criterion) or None,
-        export=export,
-        command=shlex.join(["nacme", *sys.argv[1:]]),
-        include_step0=include_step0,
-        seed=seed,
-        targets=targets,
-    )
+    with said_after() as note:
+        df = _load(sweep, modules, note, strict)
+        names = split_names(criterion) or None
+        _say_degenerate(df, names or default_criteria(df), note)
+        written = write_report(
+            df,
+            out,
+            criteria=names,
+            export=export,
+            command=shlex.join(["nacme", *sys.argv[1:]]),
+            include_step0=include_step0,
+            seed=seed,
+            targets=targets,
+        )
     if str(written) != "-":
         print(printable(written))
 
@@ -141,12 +159,14 @@ def run_recommend(sweep: Path, form: Format, *, one_network: bool, targets: Targ
     """Print the candidate to ship for each data set and test env."""
     from nacme.study.recommendation import recommend
 
-    df = _load(sweep, None)
-    if (found := kinds(df)) == [RAW]:
-        _say("there are raw checkpoints only; 'nacme average' makes further candidates from saved ones")
-    else:
-        _say(f"candidates: {', '.join(found)}")
-    write_frame(recommend(df, one_network=one_network, targets=targets), form)
+    with said_after() as note:
+        df = _load(sweep, None, note)
+        _say_degenerate(df, default_criteria(df), note)
+        if (found := kinds(df)) == [RAW]:
+            note("there are raw checkpoints only; 'nacme average' makes further candidates from saved ones")
+        else:
+            note(f"candidates: {', '.join(found)}")
+        write_frame(recommend(df, one_network=one_network, targets=targets), form)
 
 
 def run_criteria(form: Format, *, modules: Sequence[str] | None = None) -> None:
@@ -185,9 +205,11 @@ def split_names(given: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _load(sweep: Path, modules: Sequence[str] | None, strict: bool = False) -> pd.DataFrame:
-    """Read a sweep and say on standard error what a reader of its numbers has to know."""
-    from nacme.records.load import degenerate_shares, load_sweep
+def _load(
+    sweep: Path, modules: Sequence[str] | None, note: Callable[[str], None], strict: bool = False
+) -> pd.DataFrame:
+    """Read a sweep and note what a reader of its numbers has to know."""
+    from nacme.records.load import load_sweep
 
     for module in modules or ():  # before reading: a new criterion may have a column in the records
         load_criteria_module(module)
@@ -199,25 +221,29 @@ def _load(sweep: Path, modules: Sequence[str] | None, strict: bool = False) -> p
     warned = {str(warning.message) for warning in caught}
     for exclusion in df.attrs["exclusions"]:
         if exclusion not in warned:
-            _say(f"left out: {exclusion}")
+            note(f"left out: {exclusion}")
     runs = df.drop_duplicates("run")
     if unfinished := int((~runs["done"]).sum()):
-        _say(f"{unfinished} of {len(runs)} runs are not finished")
+        note(f"{unfinished} of {len(runs)} runs are not finished")
+    return df
+
+
+def _say_degenerate(df: pd.DataFrame, names: Sequence[str], note: Callable[[str], None]) -> None:
+    """Note where coverage only counts samples, if coverage is asked for."""
+    from nacme.records.load import degenerate_shares
+
+    if not any("nac_me" in name for name in names):
+        return
     if faults := degenerate_shares(df):
-        _say(
+        note(
             "coverage is degenerate "
             + " and ".join(f"at {share:.0%} of the checkpoints, where {fault}" for fault, share in faults.items())
             + ", so nac_me there is little more than a count of correct samples; measure again with 'nacme score' "
             "--nac_alpha auto --nac_fill 0.02, or rank by nac_me_robust"
         )
-    return df
 
 
-def _say_candidates(df: pd.DataFrame) -> None:
-    """Say what is chosen among, where that is more than the runs' own checkpoints."""
+def _say_candidates(df: pd.DataFrame, note: Callable[[str], None]) -> None:
+    """Note what is chosen among, where that is more than the runs' own checkpoints."""
     if (found := kinds(df)) != [RAW]:
-        _say(f"candidates: {', '.join(found)}; --candidates raw takes the runs' own checkpoints only")
-
-
-def _say(text: str) -> None:
-    say(f"note: {text}")
+        note(f"candidates: {', '.join(found)}; --candidates raw takes the runs' own checkpoints only")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
+import re
 import sys
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from nacme.children import leave_working_directory
-from nacme.errors import NacmeError
+from nacme.errors import NacmeError, NacmeWarning
 from nacme.system.text import printable, spreadsheet_safe
 
 if TYPE_CHECKING:
@@ -34,8 +37,7 @@ def write_frame(df: pd.DataFrame, form: Format, stream: TextIO | None = None) ->
         Standard output by default.
     """
     out = stream or sys.stdout
-    if getattr(out, "name", None) == os.devnull and out is not sys.__stdout__ and sys.__stdout__ is None:
-        raise NacmeError("standard output is closed, so that the result has nowhere to go")
+    _refuse_closed(out)
     rows = [[_plain(value) for value in row] for row in df.itertuples(index=False, name=None)]
     if form == "json":
         json.dump([dict(zip(df.columns, row)) for row in rows], out, indent=2, allow_nan=False)
@@ -44,6 +46,19 @@ def write_frame(df: pd.DataFrame, form: Format, stream: TextIO | None = None) ->
         spreadsheet_safe(df).to_csv(out, index=False)
     else:
         _write_table(list(df.columns), rows, out)
+
+
+def write_lines(lines: Sequence[str]) -> None:
+    """Print lines of text, in letters that standard output takes."""
+    out = sys.stdout
+    _refuse_closed(out)
+    text = "".join(f"{line}\n" for line in lines)
+    out.write(text if _takes(out, "─…") else text.replace("─", "-").replace("…", "~"))
+
+
+def _refuse_closed(out: TextIO) -> None:
+    if getattr(out, "name", None) == os.devnull and out is not sys.__stdout__ and sys.__stdout__ is None:
+        raise NacmeError("standard output is closed, so that the result has nowhere to go")
 
 
 def _plain(value: Any) -> Any:
@@ -103,6 +118,64 @@ def _shown(value: Any) -> str:
 def say(text: object) -> None:
     """Write one line to standard error, whatever its text holds."""
     print(f"nacme: {printable(text)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def said_after(*, every: bool = False) -> Iterator[Callable[[str], None]]:
+    """Keep notes and warnings until the result stands; an error says warnings alone.
+
+    Parameters
+    ----------
+    every : bool
+        Whether to say each of those that differ in names and numbers alone.
+
+    Yields
+    ------
+    callable
+        Takes a note.
+    """
+    notes: list[str] = []
+    caught: list[warnings.WarningMessage] = []
+
+    def reduced(texts: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(texts)) if every else merged(texts)
+
+    def warn() -> None:
+        for text in reduced([str(w.message) for w in caught if issubclass(w.category, NacmeWarning)]):
+            say(f"warning: {text}")
+        for other in caught:
+            if not issubclass(other.category, NacmeWarning):
+                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", NacmeWarning)
+            yield notes.append
+    except BaseException:
+        warn()  # they may say why
+        raise
+    sys.stdout.flush()
+    warn()
+    for text in reduced(notes):
+        say(f"note: {text}")
+
+
+def merged(texts: Sequence[str]) -> list[str]:
+    """Make one of texts such as ``NAME: reason [places]`` that differ in names, numbers and places alone."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for text in dict.fromkeys(texts):
+        name, _, reason = text.partition(": ")
+        if not reason or "/" in name:  # files are named one by one
+            name, reason = "", text
+        key = re.sub(r"\[[^]]*\]|\([^)]*\)|\d+(\.\d+)?", "", reason) if name else text
+        groups.setdefault(key, []).append((name, reason))
+    said = []
+    for alike in groups.values():
+        names = list(dict.fromkeys(name for name, _ in alike))
+        reasons = list(dict.fromkeys(reason for _, reason in alike))
+        more = f" (and {len(reasons) - 1} more like it; --wide says each)" if len(reasons) > 1 else ""
+        said.append(f"{', '.join(names)}: {reasons[0]}{more}" if names[0] else reasons[0])
+    return said
 
 
 def report_errors(run: object) -> None:

@@ -83,12 +83,20 @@ def test_controls_stand_in_correlations_and_never_choose(simulated_sweep: Path, 
 
 
 def test_tables_and_csv_hold_every_value_in_a_pipe(simulated_sweep: Path) -> None:
-    table = nacme("select", simulated_sweep, "--criterion", "nac_me").stdout
+    table = nacme("select", simulated_sweep, "--criterion", "nac_me", "--wide").stdout
     assert table.splitlines()[0].split() == list(SELECT_COLUMNS)
     assert "…" not in table
     assert len(table.splitlines()) == 2 + 6
     text = nacme("select", simulated_sweep, "--criterion", "nac_me", "--format", "csv").stdout
     assert len(list(csv.DictReader(io.StringIO(text)))) == 6
+
+
+def test_coverage_is_no_matter_where_it_was_not_asked_for(write_sweep: Any, tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", degenerate=True, trial_seeds=1)
+    assert "degenerate" not in nacme("select", sweep, "--criterion", "val_acc").stderr
+    assert "degenerate" in nacme("select", sweep, "--criterion", "rank_mean(nac_me,val_acc)").stderr
+    wrong = nacme("select", sweep, "--criterion", "nac_me,nothing")
+    assert len(wrong.stderr.splitlines()) == 1
 
 
 def test_what_a_reader_has_to_know_goes_to_standard_error(write_sweep: Any, tmp_path: Path) -> None:
@@ -111,7 +119,7 @@ def test_what_a_reader_has_to_know_goes_to_standard_error(write_sweep: Any, tmp_
 def test_coverage_that_only_counts_samples_is_said(write_sweep: Any, tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", full_bins=0.0, trial_seeds=1)
     said = nacme("select", sweep, "--criterion", "nac_me").stderr
-    assert "at 100% of the checkpoints hardly a bin is full" in said
+    assert "at 100% of the checkpoints, where hardly a bin is full" in said
 
 
 @pytest.mark.parametrize(
