@@ -143,3 +143,14 @@ def test_what_averages_cost_is_measured(tmp_path):
     assert figures["step"]["ratio_sma_ema"] > 1
     assert figures["average"]["ratio"] > 0
     assert "of RotatedDigits" not in done.stderr
+
+
+def test_the_cost_of_a_report_is_measured_with_and_without_the_cache(tmp_path):
+    command = [sys.executable, str(ROOT / "analysis/benchmarks/report.py"), "--runs", "20"]
+    done = subprocess.run([*command, "--sweep", str(tmp_path / "sweep")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert list(found) == ["no cache", "from cache"]
+    for figures in map(json.loads, found.values()):
+        assert figures["page_mb"] > 0.05
+        assert 0 < figures["peak_gb"] < 4
