@@ -104,6 +104,7 @@ def test_a_target_that_is_missed_is_reported_as_missed():
     )
 
 
+@pytest.mark.domainbed
 @pytest.mark.filterwarnings("ignore")
 def test_scoring_finds_the_accuracies_of_the_stock_loaders(tmp_path):
     run = tmp_path / "run"

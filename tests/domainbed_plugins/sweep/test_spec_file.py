@@ -26,7 +26,7 @@ checkpoint_freq: 5
 hparams: {lr: 0.01}
 nac: {alpha: auto, bins: 20, fill: 0.1, layers: [classifier], split: in, all_samples: true,
       grid: {alpha: [1, auto]}}
-criteria: [margin, confidence]
+criteria: [entropy, confidence]
 target_unlabeled: true
 eval_splits: fast
 n_workers: auto
@@ -44,7 +44,7 @@ resources: {partition: gpu, time: "1:30:00", gpus: 1, cpus: 4, mem: 16G, paralle
     assert [point.alpha for point in spec.grid] == [1.0, "auto"]
     assert {point.bins for point in spec.grid} == {20}
     assert (spec.layers, spec.split, spec.eval_splits, spec.n_workers) == (["classifier"], "in", "fast", "auto")
-    assert (spec.criteria, spec.target_unlabeled) == (["margin", "confidence"], True)
+    assert (spec.criteria, spec.target_unlabeled) == (["entropy", "confidence"], True)
     assert spec.resources == Resources("gpu", None, "1:30:00", 1, 4, "16G", 8)
     assert list(spec.keep) == ["best:nac_me", "last"]
     assert (spec.average, spec.average_from, spec.average_decay) == (["sma"], 100, 0.99)

@@ -39,6 +39,7 @@ def test_the_command_writes_domainbeds_files(tmp_path):
         assert record["args"]["test_envs"] == [2]
     model = torch.load(run / "model.pkl", weights_only=True)
     names = {"args", "model_input_shape", "model_num_classes", "model_num_domains", "model_hparams", "model_dict"}
+    names |= {"step"}
     assert model.keys() == names
     assert (model["model_num_domains"], model["model_num_classes"]) == (5, 10)
 
