@@ -95,12 +95,8 @@ class Coverage(pl.Callback):
             self._recorder = Recorder(self._network(pl_module), self._loaders(trainer), **self._options)
         # batches are made anew, outside inference mode: a graph may have to be built from them
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            record = self._recorder.record()
-        values = {
-            f"{self.prefix}{name}": math.nan if value is None else float(value)
-            for name, value in record.items()
-            if name != "nac"
-        }
+            record = self._recorder.record(floats_only=True)
+        values = {f"{self.prefix}{name}": value for name, value in record.items()}
         if self._names is None:
             self._names = [name for name in values if name not in trainer.callback_metrics]
         pl_module.log_dict({name: value for name, value in values.items() if name in self._names})

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from nacme.counting import BatchStates, CoverageCounter, mean
 from nacme.criteria.counter import Counter
 from nacme.criteria.network import Collected
-from nacme.criteria.recorded import chosen_criteria, computed, number, numbers
+from nacme.criteria.recorded import as_floats, chosen_criteria, computed, number, numbers, settings_and_layers
 from nacme.criteria.registry import get_criterion
 from nacme.errors import ConfigError, DegenerateCoverageWarning, NacmeWarning
+from nacme.loaders import TestEnvs, by_name, refuse_test_envs
 from nacme.measurement import NAN_LOGITS, Tally, degenerate_message, is_correct, summarize
 from nacme.observation import not_empty, observing
 from nacme.settings import CRAFT_SAMPLES, CoverageSettings, layer_key
@@ -31,8 +32,8 @@ class Recorder:
     ----------
     model : nn.Module
         A DomainBed algorithm, or any module that gives logits from ``predict(x)`` or ``forward``.
-    loaders : mapping of str to iterable
-        The validation loader of each training environment, by name.
+    loaders : mapping of str to iterable, or iterable
+        The validation loader of each training environment, by name; a single one is called ``val``.
     coverage_loaders : mapping of str to iterable, optional
         What coverage is measured on, where that is another split. None: ``loaders``.
     further_loaders : mapping of str to (mapping of str to iterable), optional
@@ -57,13 +58,16 @@ class Recorder:
         Entries to add to the record's ``nac`` object, for example which split was used.
     craft_samples : int
         Validation images that the criterion ``craft_acc`` looks at, of all environments together.
+    test_envs : sequence of int
+        Held-out environments, also as a list of lists. Loaders are named ``env{i}_...`` then, and one of these is
+        refused everywhere but in ``target_loaders``.
     remedy : str
         What a warning of degenerate coverage says to do: see `nacme.measurement.degenerate_message`.
 
     Raises
     ------
     ConfigError
-        If there is nothing to measure on.
+        If there is nothing to measure on, or a loader is of a test environment.
     LayerError
         If the model has no such layer.
 
@@ -78,13 +82,13 @@ class Recorder:
     >>> results = {"step": 0}
     >>> results.update(recorder.record())
     >>> sorted(results)
-    ['ece', 'nac', 'nac_me', 'step', 'val_loss']
+    ['ece', 'nac', 'nac_me', 'step', 'val_acc', 'val_loss']
     """
 
     def __init__(
         self,
         model: nn.Module,
-        loaders: Mapping[str, Iterable[Any]],
+        loaders: Mapping[str, Iterable[Any]] | Iterable[Any],
         *,
         coverage_loaders: Mapping[str, Iterable[Any]] | None = None,
         further_loaders: Mapping[str, Mapping[str, Iterable[Any]]] | None = None,
@@ -96,14 +100,17 @@ class Recorder:
         device: torch.device | str | None = None,
         notes: Mapping[str, Any] | None = None,
         craft_samples: int = CRAFT_SAMPLES,
+        test_envs: TestEnvs = (),
         remedy: str = "give settings=CoverageSettings({python}), or rank by nac_me_robust",
     ) -> None:
         self.model = model
-        self.loaders = dict(loaders)
-        self.coverage_loaders = dict(loaders if coverage_loaders is None else coverage_loaders)
+        self.loaders = by_name(loaders)
+        self.coverage_loaders = dict(self.loaders if coverage_loaders is None else coverage_loaders)
         if not self.loaders or not self.coverage_loaders:
             raise ConfigError("a recorder needs at least one validation loader")
         self.further_loaders = {split: dict(named) for split, named in (further_loaders or {}).items()}
+        for looked_at in (self.loaders, self.coverage_loaders, *self.further_loaders.values()):
+            refuse_test_envs(looked_at, test_envs)
         self.settings = settings or CoverageSettings()
         self.grid = {setting.key(): setting for setting in grid}
         if self.settings.split is not None:
@@ -133,19 +140,30 @@ class Recorder:
         #: States counted for ``nac_me`` at the last checkpoint recorded: [N, bins - 1] by layer, on the CPU.
         self.counts: dict[str, Tensor] = {}
 
-    def record(self) -> dict[str, Any]:
-        """Measure the model as it is now.
+    def record(self, model: nn.Module | None = None, *, floats_only: bool = False) -> dict[str, Any]:
+        """Measure the model as it is now, or another one.
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+            Measured instead, for example an average of the weights.
+        floats_only : bool
+            Leave ``nac`` out, and give NaN for None: what TensorBoard, W&B and MLflow take.
 
         Returns
         -------
         dict
-            Flat floats by criterion and the object ``nac``, ready for JSON: None where a value could not be
-            computed.
+            Flat floats by criterion, ``val_acc`` among them (a mean over the loaders), and the object ``nac``,
+            ready for JSON: None where a value could not be computed.
         """
-        recording = self.start()
+        recording = Recording(self, model)
         for name, loader in self.measured().items():
             recording.evaluate(name, loader)
-        return recording.finish()
+        record = {
+            **recording.finish(),
+            "val_acc": number(mean([recording.accuracy(name) for name in self.loaders])),
+        }
+        return as_floats(record) if floats_only else record
 
     def measured(self) -> dict[str, Iterable[Any]]:
         """Every loader that a checkpoint's record needs a pass over, by name.
@@ -199,8 +217,8 @@ class Recorder:
 class Recording:
     """One checkpoint's measurements; see `Recorder.start`."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, model: nn.Module | None = None) -> None:
+        self._recorder, self._model = recorder, model or recorder.model
         self._tallies: dict[str, Tally] = {}
         self._covered = Tally()
         self._counters: dict[CoverageSettings, CoverageCounter] = {}
@@ -258,7 +276,7 @@ class Recording:
         tally = self._tallies[name] = Tally()
         # labels of a split that only target criteria look at play no part, but for the accuracy that is returned
         labelled = covers or bool(splits) or name in recorder.loaders
-        with observing(recorder.model, recorder.layers, recorder.device, recorder.further, labelled) as read:
+        with observing(self._model, recorder.layers, recorder.device, recorder.further, labelled) as read:
 
             def update(batch: Any) -> None:
                 whole, labels = read(batch)
@@ -311,7 +329,7 @@ class Recording:
         }
         fields = ("logits", "labels", "features", "gradients", "target_logits")
         data = Collected(
-            recorder.model,
+            self._model,
             **{kind: whole.get(kind, {}) for kind in fields},
             loaders=recorder.loaders,
             craft_samples=recorder.craft_samples,
@@ -354,19 +372,7 @@ class Recording:
             # a mean over environments, as val_acc is
             "val_loss": number(mean(losses)),
             "nac": {
-                "alpha": settings.alpha,
-                "alpha_per_layer": {name: number(alpha) for name, alpha in result.alpha.items()},
-                "bins": settings.bins,
-                "fill": settings.fill,
-                "correct_only": settings.correct_only,
-                "layers": list(result.per_layer),
-                "per_layer": {name: number(value) for name, value in result.per_layer.items()},
-                "occupied_bins": number(result.occupied_bins),
-                "degenerate": result.degenerate,
-                "reason": result.reason,
-                "full_bins": number(result.full_bins),
-                "num_samples": result.num_samples,
-                "num_counted": result.num_counted,
+                **settings_and_layers(result, settings),
                 "grid": grid,
                 **{name: numbers(own.details()) for name, own in self._own.items()},
                 **recorder.notes,

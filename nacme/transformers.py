@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -88,12 +87,8 @@ class Coverage(TrainerCallback):
         recorder.model = given["model"]
         recorder.loaders = recorder.coverage_loaders = {prefix: loader}
         with torch.random.fork_rng(devices=[]):
-            record = recorder.record()
-        found = {
-            f"{prefix}_{name}": math.nan if value is None else float(value)
-            for name, value in record.items()
-            if name != "nac"
-        }
+            record = recorder.record(floats_only=True)
+        found = {f"{prefix}_{name}": value for name, value in record.items()}
         found = {name: value for name, value in found.items() if name not in logs}
         logs.update(found)
         state.log_history[-1].update(found)

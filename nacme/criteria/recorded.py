@@ -12,6 +12,8 @@ from nacme.errors import ConfigError, NacmeWarning
 
 if TYPE_CHECKING:
     from nacme.criteria.network import Collected
+    from nacme.measurement import Measurement
+    from nacme.settings import CoverageSettings
 
 #: Recorded at every checkpoint whatever is asked for.
 ALWAYS = ("nac_me", "val_loss")
@@ -102,3 +104,28 @@ def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 def number(value: float) -> float | None:
     """Give None for NaN and infinity, which JSON has not."""
     return value if math.isfinite(value) else None
+
+
+def as_floats(record: Mapping[str, Any]) -> dict[str, float]:
+    """Give a record's flat numbers as floats, NaN for None, as loggers take them."""
+    flat = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
+    return {name: math.nan if value is None else float(value) for name, value in flat.items()}
+
+
+def settings_and_layers(result: Measurement, settings: CoverageSettings) -> dict[str, Any]:
+    """Say for the object ``nac`` how coverage was measured, and what came of it at each layer."""
+    return {
+        "alpha": settings.alpha,
+        "alpha_per_layer": numbers(result.alpha),
+        "bins": settings.bins,
+        "fill": settings.fill,
+        "correct_only": settings.correct_only,
+        "layers": list(result.per_layer),
+        "per_layer": numbers(result.per_layer),
+        "occupied_bins": number(result.occupied_bins),
+        "degenerate": result.degenerate,
+        "reason": result.reason,
+        "full_bins": number(result.full_bins),
+        "num_samples": result.num_samples,
+        "num_counted": result.num_counted,
+    }

@@ -94,7 +94,7 @@ def test_rivals_are_logged_and_what_the_module_logs_stays(tmp_path):
         assert metrics["val_loss"] == 7.0
         assert {"nac_me", "ece", "nac_me_robust"} <= metrics.keys()
     fit(tmp_path, nacme.lightning.Coverage(SETTINGS, criteria=["ece"], prefix="cov/"), history, epochs=1)
-    assert history.metrics[-1].keys() == {"val_loss", "cov/val_loss", "cov/nac_me", "cov/ece"}
+    assert history.metrics[-1].keys() == {"val_loss", "cov/val_loss", "cov/val_acc", "cov/nac_me", "cov/ece"}
     assert history.metrics[-1]["cov/val_loss"] < 7
 
 

@@ -212,3 +212,58 @@ def test_coverage_with_other_settings_is_declared_in_one_place(model, monkeypatc
     monkeypatch.setitem(registry._REGISTRY, "fewer_bins", fewer)
     record = Recorder(model, {"env0_out": loader(1)}, settings=SETTINGS, criteria=["fewer_bins"]).record()
     assert record["fewer_bins"] == measure(model, loader(1), alpha=20.0, bins=10, fill=2).nac_me
+
+
+# What a loop of one's own asks for.
+
+
+def test_validation_accuracy_is_the_mean_over_loaders(model):
+    loaders = {"env1_out": loader(1), "env2_out": loader(2, count=17)}
+    record = Recorder(model, loaders, settings=SETTINGS).record()
+    accuracies = [measure(model, each, None, 20.0, 20, 2).accuracy for each in loaders.values()]
+    assert record["val_acc"] == pytest.approx(sum(accuracies) / 2)
+
+
+def test_a_single_loader_needs_no_name(model):
+    bare = Recorder(model, loader(1), settings=SETTINGS).record()
+    assert bare == Recorder(model, {"val": loader(1)}, settings=SETTINGS).record()
+
+
+@pytest.mark.filterwarnings("ignore::nacme.errors.NacmeWarning")
+def test_loggers_get_floats_alone(model):
+    recorder = Recorder(model, loader(1), settings=SETTINGS)
+    whole, floats = recorder.record(), recorder.record(floats_only=True)
+    assert floats.keys() == whole.keys() - {"nac"}
+    assert all(type(value) is float for value in floats.values())
+    assert floats["nac_me"] == whole["nac_me"]
+    model[0].weight.data.fill_(math.nan)
+    assert math.isnan(recorder.record(floats_only=True)["nac_me"])
+
+
+def test_another_network_is_measured_as_a_recorder_of_its_own_would(model):
+    torch.manual_seed(5)
+    other = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    criteria = ["ece", "gradient_norm", "weight_norm"]
+    recorder = Recorder(model, loader(1), settings=SETTINGS, criteria=criteria)
+    first = recorder.record()
+    assert recorder.record(other) == Recorder(other, loader(1), settings=SETTINGS, criteria=criteria).record()
+    assert recorder.record() == first
+
+
+@pytest.mark.parametrize("test_envs", [[1], [[1]], (0, 1), [[1, 2]]])
+def test_splits_of_test_environments_are_refused(model, test_envs):
+    ours, theirs = {"env3_out": loader(1)}, {"env1_in": loader(2)}
+    for options in (
+        {"loaders": {**ours, **theirs}},
+        {"loaders": ours, "coverage_loaders": theirs},
+        {"loaders": ours, "further_loaders": {"in": theirs}},
+    ):
+        with pytest.raises(ConfigError, match="'env1_in' is of test environment 1"):
+            Recorder(model, **options, test_envs=test_envs)
+    Recorder(model, ours, target_loaders=theirs, test_envs=test_envs)
+
+
+def test_a_name_that_tells_no_environment_is_refused_where_some_are_held_out(model):
+    with pytest.raises(ConfigError, match="'photo' does not say which environment"):
+        Recorder(model, {"photo": loader(1)}, test_envs=[[0]])
+    Recorder(model, {"env12_out": loader(1)}, test_envs=[1])
