@@ -40,6 +40,7 @@ class NeuronActivationCoverage(StateCounts, Metric):
 
     Examples
     --------
+    >>> import torch
     >>> coverage = NeuronActivationCoverage(num_neurons=2, bins=3, fill=1)
     >>> coverage.update(torch.tensor([[0.2, 0.2], [0.7, 0.3]]))
     >>> coverage.per_neuron()

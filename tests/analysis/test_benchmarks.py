@@ -106,7 +106,7 @@ def test_a_target_that_is_missed_is_reported_as_missed():
 
 @pytest.mark.domainbed
 @pytest.mark.filterwarnings("ignore")
-def test_scoring_finds_the_accuracies_of_the_stock_loaders(tmp_path):
+def test_scoring_finds_the_accuracies_of_the_stock_loaders(domainbed, tmp_path):
     run = tmp_path / "run"
     score_sweep.train(run, None, "RotatedDigits", "ERM", checkpoints=2)
     stock = score_sweep.measure_stock(run, None, augmented=False)
