@@ -128,6 +128,8 @@ def find_jobs(sweep: Path, failures: list[str]) -> list[Job]:
             failures.append(str(error))
             continue
         if not models:
+            if records.last is None:  # which model its model.pkl is, only a record could tell
+                failures += records.faults
             continue
         latest = records.last
         if latest is None:

@@ -466,7 +466,9 @@ def test_domainbeds_algorithms_share_batches_and_keep_their_values(in_process, t
         run = tmp_path / f"{number}"
         run.mkdir()
         args = {"dataset": "Debug28", "algorithm": algorithm, "test_envs": [0], "trial_seed": 0, "seed": 0}
+        args |= {"hparams_seed": 0}
         record = {"step": number, "args": {**args, "holdout_fraction": 0.5}, "hparams": hparams}
+        record |= {f"env{env}_{split}_acc": 0.5 for env in range(3) for split in ("in", "out")}
         (run / "results.jsonl").write_text(json.dumps(record) + "\n")
         torch.save({"model_dict": network.state_dict()}, run / "model.pkl")
     options = score.ScoreOptions(CoverageSettings(10.0, 50, 2, correct_only=False))
